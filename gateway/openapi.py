@@ -1,0 +1,126 @@
+"""The OpenAPI document: every field with its unit, bound and default, every answer, and the one error shape.
+
+BentoML's own document knows neither our errors nor the bytes and streams we answer with, and drops the bounds
+of optional fields; so `/docs.json` is made here, from the same classes that check the requests.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Any
+
+from pydantic import BaseModel
+from pydantic.json_schema import models_json_schema
+
+from gateway.errors import ErrorBody
+from gateway.schemas import TextAnswer
+
+_REF = "#/components/schemas/{model}"
+_HEADERS: dict[str, tuple[str, str]] = {
+    "X-Request-Id": ("string", "The caller's own id, or a fresh one."),
+    "X-Seed": ("integer", "The seed that gives this answer again."),
+    "X-Queue-Ms": ("number", "Milliseconds from arrival to the first step."),
+    "X-Total-Ms": ("number", "Milliseconds from arrival to the end."),
+    "X-Sample-Rate": ("integer", "Samples a second."),
+    "Retry-After": ("integer", "Whole seconds to wait before the next try."),
+}
+_ERRORS: dict[str, str] = {
+    "400": "A field is missing, unknown or out of its bounds; `message` names it and its bound.",
+    "404": "There is no such model, voice or LoRA; `message` names those there are.",
+    "408": "The body came too slowly.",
+    "413": "The body is too large.",
+    "415": "The body is not application/json.",
+    "429": "Too many requests wait already; see Retry-After.",
+    "500": "Something went wrong in the service.",
+    "503": "The runner is loading or restarting; see Retry-After.",
+    "504": "The answer took too long.",
+}
+_BYTES = {"schema": {"type": "string", "format": "binary"}}
+_IMAGE = {f"image/{kind}": _BYTES for kind in ("png", "jpeg", "webp")}
+_AUDIO = {f"audio/{kind}": _BYTES for kind in ("wav", "flac", "ogg", "mpeg", "pcm")}
+_EVENTS = {"text/event-stream": {"schema": {"type": "string"}}}
+_TEXT = {"application/json": {"schema": {"$ref": _REF.format(model="TextAnswer")}}}
+_TIMED = ("X-Seed", "X-Queue-Ms", "X-Total-Ms")
+_ANSWERS: dict[str, tuple[str, dict[str, Any], tuple[str, ...]]] = {
+    "text": ("The text; with `stream`, its pieces.", _TEXT | _EVENTS, ("X-Seed",)),
+    "text_stream": ("The pieces of the text, the last with usage, then [DONE].", _EVENTS, ("X-Seed",)),
+    "image": ("The encoded picture; with `stream`, its events.", _IMAGE | _EVENTS, _TIMED),
+    "image_stream": ("Events: queued, progress, preview, result or error.", _EVENTS, ("X-Seed",)),
+    "speech": ("The encoded sound.", _AUDIO, (*_TIMED, "X-Sample-Rate")),
+    "speech_stream": ("The encoded sound, as it is made.", _AUDIO, ("X-Seed", "X-Sample-Rate")),
+}
+
+
+def openapi_document(title: str, endpoints: Mapping[str, tuple[type[BaseModel], str]]) -> dict[str, Any]:
+    """`endpoints` maps the name of each endpoint to its request class and what it does."""
+    bodies: list[type[BaseModel]] = [body for body, _ in endpoints.values()]
+    models = dict.fromkeys([*bodies, TextAnswer, ErrorBody])
+    _, schemas = models_json_schema([(model, "validation") for model in models], ref_template=_REF)
+    paths = {f"/{name}": {"post": _operation(name, *endpoint)} for name, endpoint in endpoints.items()}
+    return {
+        "openapi": "3.1.0",
+        "info": {"title": title, "version": "1", "description": "Text, images and speech from open models."},
+        "servers": [{"url": "."}],
+        "paths": paths | _health_paths(),
+        "components": {"schemas": schemas["$defs"], "headers": _header_components()},
+    }
+
+
+def _operation(name: str, body: type[BaseModel], summary: str) -> dict[str, Any]:
+    description, content, headers = _ANSWERS[name]
+    answer = {
+        "description": description,
+        "content": content,
+        "headers": {header: _header(header) for header in ("X-Request-Id", *headers)},
+    }
+    return {
+        "operationId": name,
+        "summary": summary,
+        "tags": [name.partition("_")[0]],
+        "parameters": [_request_id()],
+        "requestBody": {
+            "required": True,
+            "content": {"application/json": {"schema": {"$ref": _REF.format(model=body.__name__)}}},
+        },
+        "responses": {"200": answer} | {status: _error(status) for status in _ERRORS},
+    }
+
+
+def _error(status: str) -> dict[str, Any]:
+    names = ("X-Request-Id", "Retry-After") if status in ("429", "503") else ("X-Request-Id",)
+    return {
+        "description": _ERRORS[status],
+        "headers": {name: _header(name) for name in names},
+        "content": {"application/json": {"schema": {"$ref": _REF.format(model="ErrorBody")}}},
+    }
+
+
+def _request_id() -> dict[str, Any]:
+    return {
+        "name": "X-Request-Id",
+        "in": "header",
+        "required": False,
+        "description": "An id of your own, which the answer carries.",
+        "schema": {"type": "string", "pattern": "^[A-Za-z0-9._:-]{1,128}$"},
+    }
+
+
+def _header(name: str) -> dict[str, str]:
+    return {"$ref": f"#/components/headers/{name}"}
+
+
+def _header_components() -> dict[str, Any]:
+    return {name: {"description": text, "schema": {"type": kind}} for name, (kind, text) in _HEADERS.items()}
+
+
+def _health_paths() -> dict[str, Any]:
+    def get(summary: str, answers: dict[str, str]) -> dict[str, Any]:
+        responses = {status: {"description": text} for status, text in answers.items()}
+        return {"get": {"summary": summary, "tags": ["health"], "responses": responses}}
+
+    not_ready = "A required runner is loading or down; the JSON says which and why."
+    return {
+        "/livez": get("Whether the process lives", {"200": "It does."}),
+        "/readyz": get("Whether each runner is ready", {"200": "All are.", "503": not_ready}),
+        "/metrics": get("Prometheus metrics of all processes", {"200": "In Prometheus' text format."}),
+    }

@@ -1,0 +1,208 @@
+"""Talks to one runner: sends jobs, re-frames the events, cancels what nobody waits for, notices its death."""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+from collections.abc import AsyncGenerator, AsyncIterator, Coroutine
+from contextlib import aclosing
+from typing import Any, Protocol
+
+from bentoml.exceptions import BentoMLException
+from pydantic import ValidationError
+
+from gateway.options import GatewayOptions
+from gateway.watch import BROKEN, Watch
+from jobs import Done, ErrorKind, Event, Failed, Job, JobError, decode_event, encode_job
+
+logger = logging.getLogger("triptych.gateway")
+
+_CANCEL_RETRIES_S = (0.0, 0.2, 1.0)
+"""A cancel may overtake the job it means, which the runner does not know yet: it is sent again."""
+
+
+def _now_s() -> float:
+    return asyncio.get_running_loop().time()
+
+
+class RunnerApi(Protocol):
+    """A runner as `bentoml.depends` hands it out: the service itself, or a proxy with the same methods."""
+
+    def run(self, job: str) -> AsyncGenerator[str, None]: ...
+    async def cancel(self, id: str) -> bool: ...
+    async def state(self) -> dict[str, Any]: ...
+    def watch(self) -> AsyncGenerator[str, None]: ...
+
+
+async def frame_lines(chunks: AsyncIterator[str]) -> AsyncGenerator[str, None]:
+    """Joins chunks cut anywhere, gives whole lines; a last piece without its newline is dropped."""
+    parts: list[str] = []
+    async for chunk in chunks:
+        *lines, rest = chunk.split("\n")
+        for line in lines:
+            yield "".join((*parts, line))
+            parts.clear()
+        if rest:
+            parts.append(rest)
+
+
+class RunnerClient:
+    """One runner's jobs. `name` is its modality. Used on one event loop; `close` it there."""
+
+    def __init__(self, name: str, api: RunnerApi, options: GatewayOptions) -> None:
+        self.name = name
+        self._api = api
+        self._options = options
+        self.in_flight = 0
+        self._last_state: dict[str, str] = {}
+        self._watched: Watch | None = None
+        self._background: set[asyncio.Task[None]] = set()
+
+    async def run(self, job: Job) -> AsyncGenerator[Event, None]:
+        """The job's events, its `Done` last. Closed early, for whatever reason, it cancels the job.
+
+        Raises `JobError`: what the runner answered, UNAVAILABLE when it is gone, OVERLOADED, TIMEOUT.
+        """
+        await self._admit()
+        self.in_flight += 1
+        ended = False
+        try:
+            deadline_s = _now_s() + job.timeout_s + self._options.grace_s
+            async with aclosing(self._events(job, deadline_s)) as events:
+                async for event in events:
+                    ended = isinstance(event, Done | Failed)
+                    if isinstance(event, Failed):
+                        raise event.as_error()
+                    yield event
+                    if ended:
+                        return
+            raise self._lost()
+        finally:
+            self.in_flight -= 1
+            if not ended:
+                self._later(self._cancel(job.id))
+
+    async def state(self) -> dict[str, str]:
+        """`{"state": "ready" | "loading" | "down", "why": ...}`, within `health_timeout_s` at any rate."""
+        if self.is_gone:
+            self._last_state = {}
+            return {"state": "down", "why": "Its process has gone; it is started anew by itself."}
+        try:
+            async with asyncio.timeout(self._options.health_timeout_s):
+                answer = await self._api.state()
+        except (*BROKEN, BentoMLException):  # too busy to answer: it is as it was
+            return self._last_state or {"state": "loading", "why": "It is starting."}
+        self._last_state = {"state": str(answer.get("state", "down")), "why": str(answer.get("why", ""))}
+        return self._last_state
+
+    @property
+    def is_gone(self) -> bool:
+        """Whether new jobs are refused because the runner's process has gone."""
+        return self._watch.gone.is_set()
+
+    async def close(self) -> None:
+        """Ends what runs in the background."""
+        tasks = list(self._background)
+        for task in tasks:
+            task.cancel()
+        await asyncio.gather(*tasks, return_exceptions=True)
+        if self._watched is not None:
+            await self._watched.close()
+
+    @property
+    def _watch(self) -> Watch:
+        if self._watched is None:  # made late: the service is built outside the loop that it runs in
+            self._watched = Watch(self.name, self._api.watch, self._options.silence_s)
+        return self._watched
+
+    async def _admit(self) -> None:
+        if self.in_flight >= self._options.max_in_flight:
+            raise JobError(
+                ErrorKind.OVERLOADED,
+                f"Too many {self.name} requests wait already; try again later.",
+                code="queue_full",
+                retry_after_s=1,
+            )
+        if self.is_gone:
+            raise self._restarting()
+        try:
+            async with asyncio.timeout(self._options.health_timeout_s):
+                await self._watch.there.wait()
+        except TimeoutError:
+            raise self._restarting() from None
+
+    async def _events(self, job: Job, deadline_s: float) -> AsyncGenerator[Event, None]:
+        async with aclosing(self._api.run(job=encode_job(job))) as chunks:
+            lines = frame_lines(chunks)
+            async with aclosing(lines):
+                try:
+                    async with asyncio.timeout_at(deadline_s):
+                        line = await self._first(lines)
+                    while line is not None:
+                        yield decode_event(line)
+                        async with asyncio.timeout_at(deadline_s):
+                            line = await anext(lines, None)
+                except BROKEN as error:
+                    if isinstance(error, TimeoutError) and _now_s() >= deadline_s:
+                        raise self._late(job) from None
+                    logger.warning("the %s runner's stream broke: %s", self.name, type(error).__name__)
+                    raise self._restarting() from None
+                except BentoMLException as error:
+                    raise self._refused(error) from None
+                except ValidationError:
+                    logger.error("the %s runner sent an event that this version does not know", self.name)
+                    raise self._lost() from None
+
+    async def _first(self, lines: AsyncGenerator[str, None]) -> str | None:
+        """The first line, unless the runner goes: a connection that was not accepted yet stays silent."""
+        first = asyncio.ensure_future(anext(lines, None))
+        gone = asyncio.ensure_future(self._watch.gone.wait())
+        try:
+            await asyncio.wait((first, gone), return_when=asyncio.FIRST_COMPLETED)
+            if not first.done():
+                raise self._restarting()
+            return first.result()
+        finally:
+            gone.cancel()
+            first.cancel()
+            await asyncio.gather(first, return_exceptions=True)
+
+    async def _cancel(self, id: str) -> None:
+        for delay_s in _CANCEL_RETRIES_S:
+            await asyncio.sleep(delay_s)
+            try:
+                async with asyncio.timeout(2.0):
+                    if await self._api.cancel(id=id):
+                        return
+            except (*BROKEN, BentoMLException):
+                continue
+
+    def _later(self, work: Coroutine[Any, Any, None]) -> None:
+        """Runs on whatever happens to the caller: a cancelled request still cancels its job."""
+        task = asyncio.create_task(work)
+        self._background.add(task)
+        task.add_done_callback(self._background.discard)
+
+    def _refused(self, error: BentoMLException) -> JobError:
+        logger.warning("the %s runner answered %d", self.name, error.error_code)
+        if error.error_code == 429:
+            message = f"The {self.name} runner is busy; try again later."
+            return JobError(ErrorKind.OVERLOADED, message, code="queue_full", retry_after_s=1)
+        if error.error_code >= 500:
+            return self._restarting()
+        return self._lost()
+
+    def _restarting(self) -> JobError:
+        return JobError(
+            ErrorKind.UNAVAILABLE,
+            f"The {self.name} runner is restarting; try again later.",
+            code="runner_unavailable",
+            retry_after_s=self._options.restart_retry_after_s,
+        )
+
+    def _lost(self) -> JobError:
+        return JobError(ErrorKind.INTERNAL, f"The {self.name} runner broke off.", code="runner_broke_off")
+
+    def _late(self, job: Job) -> JobError:
+        message = f"The request did not end within {job.timeout_s:g} seconds."
+        return JobError(ErrorKind.TIMEOUT, message, code="deadline_exceeded")

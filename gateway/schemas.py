@@ -1,0 +1,199 @@
+"""What a caller may say: the bounds live in the types, with their units, defaults and examples.
+
+Strict: no number in a string, no boolean as a number, no unknown field, no NUL, no NaN.
+"""
+
+from __future__ import annotations
+
+from typing import Annotated, Any, Literal
+
+from bentoml import IODescriptor
+from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, WithJsonSchema, model_validator
+from pydantic_core import PydanticCustomError
+
+from jobs import AudioFormat, FinishReason, ImageFormat, Scheduler
+
+NO_NUL = r"^[^\x00]*$"
+MAX_SEED = 2**32 - 1
+
+
+def _whole(value: Any) -> Any:
+    """JSON has one kind of number: 5.0 is the integer 5."""
+    return int(value) if isinstance(value, float) and value.is_integer() else value
+
+
+def _as_list(value: Any) -> Any:
+    return [value] if isinstance(value, str) else value
+
+
+Whole = Annotated[int, BeforeValidator(_whole)]
+StopString = Annotated[str, Field(min_length=1, max_length=64, pattern=NO_NUL)]
+_STOP_STRING = {"type": "string", "minLength": 1, "maxLength": 64, "pattern": NO_NUL}
+_STOP_SCHEMA: dict[str, Any] = {
+    "anyOf": [_STOP_STRING, {"type": "array", "maxItems": 4, "items": _STOP_STRING}]
+}
+StopStrings = Annotated[
+    list[StopString], Field(max_length=4), BeforeValidator(_as_list), WithJsonSchema(_STOP_SCHEMA)
+]
+Model = Annotated[
+    str | None,
+    Field(
+        min_length=1,
+        max_length=128,
+        pattern=NO_NUL,
+        description="Name of the model; left out, the profile's default.",
+    ),
+]
+# The union is inside: BentoML writes what is annotated within a union a second time into the JSON schema.
+Side = Annotated[int | None, Field(ge=64, le=1024, multiple_of=8), BeforeValidator(_whole)]
+Seed = Annotated[
+    int | None,
+    Field(
+        ge=0,
+        le=MAX_SEED,
+        description="Same seed, same answer; left out, a fresh one, which the answer tells.",
+        examples=[42],
+    ),
+    BeforeValidator(_whole),
+]
+
+
+class _Strict(BaseModel):
+    model_config = ConfigDict(extra="forbid", strict=True, allow_inf_nan=False)
+
+
+class ChatMessage(_Strict):
+    """One turn of a conversation."""
+
+    role: Literal["system", "user", "assistant"] = Field(description="Who says it.")
+    content: str = Field(max_length=32768, pattern=NO_NUL, description="What is said, in characters.")
+
+
+class LoraSpec(_Strict):
+    """An adapter and how strongly it is mixed in."""
+
+    name: str = Field(min_length=1, max_length=128, pattern=NO_NUL, description="Name of the LoRA.")
+    weight: float = Field(1.0, ge=-2, le=2, description="Factor on the adapter's output; 0 is without it.")
+
+
+class TextRequest(_Strict, IODescriptor):
+    """A prompt to complete as it stands, or messages that go through the model's chat template."""
+
+    model_config = ConfigDict(
+        json_schema_extra={"oneOf": [{"required": ["prompt"]}, {"required": ["messages"]}]}
+    )
+
+    prompt: str | None = Field(
+        None,
+        min_length=1,
+        max_length=32768,
+        pattern=NO_NUL,
+        description="Text to continue, in characters. Give this or messages.",
+        examples=["Why do leaves turn red in autumn?"],
+    )
+    messages: list[ChatMessage] | None = Field(
+        None,
+        min_length=1,
+        max_length=64,
+        description="The conversation so far. Give this or prompt.",
+    )
+    model: Model = None
+    max_tokens: Whole = Field(128, ge=1, le=4096, description="Most tokens to write.", examples=[64])
+    temperature: float = Field(
+        0.7, ge=0, le=2, description="How freely tokens are chosen; 0 always takes the likeliest."
+    )
+    top_p: float = Field(
+        1.0, gt=0, le=1, description="Choose among the likeliest tokens with this share of the probability."
+    )
+    top_k: Whole = Field(0, ge=0, le=1000, description="Choose among this many likeliest tokens; 0 is off.")
+    stop: StopStrings | None = Field(
+        None,
+        description="Up to 4 strings of 1 to 64 characters that end the text; they are not part of it.",
+        examples=["\n"],
+    )
+    seed: Seed = None
+    stream: bool = Field(False, description="Answer with server-sent events, a piece of text each.")
+
+    @model_validator(mode="after")
+    def _one_source(self) -> TextRequest:
+        if (self.prompt is None) == (self.messages is None):
+            raise PydanticCustomError("exactly_one", "give exactly one of prompt and messages")
+        return self
+
+
+class ImageRequest(_Strict, IODescriptor):
+    """A picture to draw."""
+
+    prompt: str = Field(
+        min_length=1,
+        max_length=4000,
+        pattern=NO_NUL,
+        description="What to draw, in characters.",
+        examples=["a red circle on a blue background"],
+    )
+    negative_prompt: str = Field(
+        "", max_length=4000, pattern=NO_NUL, description="What to keep away from, in characters."
+    )
+    model: Model = None
+    width: Side = Field(None, description="Pixels; left out, the model's own.", examples=[128])
+    height: Side = Field(None, description="Pixels; left out, the model's own.", examples=[128])
+    num_inference_steps: Whole = Field(20, ge=1, le=100, description="Denoising steps.", examples=[20])
+    guidance_scale: float = Field(
+        4.0, ge=1, le=30, description="How closely to follow the prompt; 1 is without guidance."
+    )
+    scheduler: Scheduler = Field("ddim", description="The sampler that takes the steps.")
+    seed: Seed = None
+    loras: list[LoraSpec] = Field([], max_length=4, description="Adapters mixed into this picture alone.")
+    response_format: ImageFormat = Field("png", description="Encoding of the picture.")
+    stream: bool = Field(False, description="Answer with server-sent events, the last with the picture.")
+
+
+class SpeechRequest(_Strict, IODescriptor):
+    """A text to say."""
+
+    text: str = Field(
+        min_length=1,
+        max_length=1000,
+        pattern=NO_NUL,
+        description="What to say, in characters.",
+        examples=["Four, two, seven."],
+    )
+    model: Model = None
+    voice: str | None = Field(
+        None,
+        min_length=1,
+        max_length=64,
+        pattern=NO_NUL,
+        description="Name of the voice; left out, the model's default.",
+    )
+    temperature: float = Field(0.6, ge=0, le=1.5, description="How freely the voice varies.")
+    seed: Seed = None
+    response_format: AudioFormat = Field(
+        "wav", description="Encoding of the sound; pcm is 16 bit little endian, mono."
+    )
+    stream: bool = Field(False, description="Send the encoded sound piece by piece, as it is made.")
+
+
+class Usage(BaseModel):
+    prompt_tokens: int
+    completion_tokens: int
+    total_tokens: int
+
+
+class Timings(BaseModel):
+    queue_ms: float = Field(description="Milliseconds from arrival to the first step.")
+    total_ms: float = Field(description="Milliseconds from arrival to the end.")
+
+
+class TextAnswer(IODescriptor):
+    """A finished text."""
+
+    id: str = Field(description="The request's id, as in the header X-Request-Id.")
+    model: str
+    text: str
+    finish_reason: FinishReason = Field(
+        description="stop: the model ended or a stop string did; length: max_tokens."
+    )
+    seed: int = Field(description="The seed that gives this text again.")
+    usage: Usage
+    timings: Timings

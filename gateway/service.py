@@ -1,0 +1,149 @@
+"""The entry service's class: three endpoints, and their streamed twins for BentoML's own client.
+
+The top-level service composes it with its runners:
+
+    @bentoml.service(service_class=UntimedService)
+    class Triptych(Gateway):
+        text_runner = bentoml.depends(TextRunner)
+        image_runner = bentoml.depends(ImageRunner)
+        speech_runner = bentoml.depends(SpeechRunner)
+
+    open_doors(Triptych)
+"""
+
+from __future__ import annotations
+
+from collections.abc import Awaitable
+from typing import Any, ClassVar
+
+import bentoml
+from _bentoml_sdk.io_models import IORootModel
+from starlette.responses import Response
+
+from gateway.edge import Edge
+from gateway.errors import ErrorResponse, error_for_status, log_bug
+from gateway.health import Readiness
+from gateway.image import answer_image, image_job
+from gateway.openapi import openapi_document
+from gateway.options import GatewayOptions
+from gateway.runners import RunnerClient
+from gateway.schemas import ImageRequest, SpeechRequest, TextAnswer, TextRequest
+from gateway.speech import answer_speech, speech_job
+from gateway.text import answer_text, text_job
+from gateway.tickets import current_ticket
+from jobs import JobError
+
+_STREAM: dict[str, Any] = {"stream": True}
+
+
+class EncodedBytes(IORootModel[bytes]):
+    """Encoded picture or sound: BentoML's client hands out bytes as they are."""
+
+
+class EventText(IORootModel[str]):
+    """Server-sent events in ASCII: BentoML's client hands out text as it comes."""
+
+
+class Gateway:
+    """Turns requests into jobs for three runners, and their events into answers."""
+
+    # Set by the subclass to what `bentoml.depends` returns, a descriptor that gives a `RunnerApi`.
+    text_runner: Any
+    image_runner: Any
+    speech_runner: Any
+    options: ClassVar[GatewayOptions] = GatewayOptions()
+    readiness: ClassVar[Readiness]
+
+    def __init_subclass__(cls, **kwargs: Any) -> None:
+        super().__init_subclass__(**kwargs)
+        cls.readiness = Readiness()
+
+    def __init__(self) -> None:
+        options = self.options
+        self._text = RunnerClient("text", self.text_runner, options)
+        self._image = RunnerClient("image", self.image_runner, options)
+        self._speech = RunnerClient("speech", self.speech_runner, options)
+        self._clients = {client.name: client for client in (self._text, self._image, self._speech)}
+        self.readiness.watch(self._clients, options.required)
+
+    @bentoml.on_shutdown
+    async def close(self) -> None:
+        for client in self._clients.values():
+            await client.close()
+
+    @bentoml.api(input_spec=TextRequest, output_spec=TextAnswer)
+    async def text(self, **params: Any) -> Response:
+        """Completes a prompt as it stands, or answers messages."""
+        return await self._answer_text(TextRequest.model_construct(**params))
+
+    @bentoml.api(input_spec=TextRequest, output_spec=EventText)
+    async def text_stream(self, **params: Any) -> Response:
+        """The text endpoint with `stream: true`, for clients that cannot switch."""
+        return await self._answer_text(TextRequest.model_construct(**params | _STREAM))
+
+    @bentoml.api(input_spec=ImageRequest, output_spec=EncodedBytes)
+    async def image(self, **params: Any) -> Response:
+        """Draws a picture."""
+        return await self._answer_image(ImageRequest.model_construct(**params))
+
+    @bentoml.api(input_spec=ImageRequest, output_spec=EventText)
+    async def image_stream(self, **params: Any) -> Response:
+        """The image endpoint with `stream: true`, for clients that cannot switch."""
+        return await self._answer_image(ImageRequest.model_construct(**params | _STREAM))
+
+    @bentoml.api(input_spec=SpeechRequest, output_spec=EncodedBytes)
+    async def speech(self, **params: Any) -> Response:
+        """Says a text."""
+        return await self._answer_speech(SpeechRequest.model_construct(**params))
+
+    @bentoml.api(input_spec=SpeechRequest, output_spec=EncodedBytes)
+    async def speech_stream(self, **params: Any) -> Response:
+        """The speech endpoint with `stream: true`, for clients that cannot switch."""
+        return await self._answer_speech(SpeechRequest.model_construct(**params | _STREAM))
+
+    async def _answer_text(self, request: TextRequest) -> Response:
+        ticket = current_ticket()
+        job = text_job(request, ticket, self.options.timeout_s)
+        return await _or_error(answer_text(job, self._text, ticket))
+
+    async def _answer_image(self, request: ImageRequest) -> Response:
+        ticket = current_ticket()
+        job = image_job(request, ticket, self.options.timeout_s)
+        return await _or_error(answer_image(job, self._image, ticket))
+
+    async def _answer_speech(self, request: SpeechRequest) -> Response:
+        ticket = current_ticket()
+        job = speech_job(request, ticket, self.options.timeout_s)
+        return await _or_error(answer_speech(job, self._speech))
+
+
+for _method in (Gateway.text_stream, Gateway.image_stream, Gateway.speech_stream):
+    # BentoML takes an API for a streaming one when it is a generator function. These are coroutines that
+    # answer with a streaming response, so that they too can fail with a proper status and carry headers.
+    _method.is_stream = True
+
+
+async def _or_error(answer: Awaitable[Response]) -> Response:
+    try:
+        return await answer
+    except JobError as error:
+        return ErrorResponse(error)
+    except Exception as error:  # noqa: BLE001 - BentoML would log its text, which may hold a prompt
+        log_bug(error)
+        return ErrorResponse(error_for_status(500))
+
+
+def open_doors(service: bentoml.Service[Any]) -> None:
+    """Puts the edge in front of a service made of `Gateway`; call it once, beside its definition."""
+    gateway = service.inner
+    methods = service.apis.values()
+    edge: Any = Edge  # BentoML's protocol for it describes a function
+    service.add_asgi_middleware(
+        edge,
+        schemas={method.route: method.input_spec for method in methods},
+        document=openapi_document(
+            service.name, {method.name: (method.input_spec, method.doc or "") for method in methods}
+        ),
+        readiness=gateway.readiness,
+        options=gateway.options,
+    )

@@ -1,0 +1,271 @@
+"""What a runner takes and what it gives back: all that the gateway and the runners share.
+
+A gateway sends a job, a runner answers with a stream of events that ends in exactly one `Done` or `Failed`.
+Both travel as ASCII JSON, one object a line, so that a stream may be cut anywhere and joined again.
+"""
+
+from __future__ import annotations
+
+from enum import StrEnum
+from typing import Annotated, Literal
+
+from pydantic import ConfigDict, Field, TypeAdapter
+from pydantic.dataclasses import dataclass
+
+JOB_VERSION = 1
+"""Raised when an old runner could not read a new job; a runner refuses versions it does not know."""
+
+Scheduler = Literal["ddim", "euler", "euler_ancestral", "dpmpp_2m", "lcm"]
+ImageFormat = Literal["png", "jpeg", "webp"]
+AudioFormat = Literal["wav", "flac", "ogg", "mp3", "pcm"]
+FinishReason = Literal["stop", "length"]
+
+_WIRE = ConfigDict(extra="forbid", ser_json_bytes="base64", val_json_bytes="base64")
+
+
+class ErrorKind(StrEnum):
+    """Why a job ended without a result; the gateway maps each kind to one HTTP status."""
+
+    INVALID = "invalid_request_error"
+    NOT_FOUND = "not_found_error"
+    OVERLOADED = "overloaded_error"
+    UNAVAILABLE = "unavailable_error"
+    TIMEOUT = "timeout_error"
+    CANCELLED = "cancelled_error"
+    INTERNAL = "internal_error"
+
+
+class JobError(Exception):
+    """The one error a model or a runner raises on purpose; its message tells the caller what to do."""
+
+    def __init__(
+        self,
+        kind: ErrorKind,
+        message: str,
+        *,
+        param: str | None = None,
+        code: str | None = None,
+        retry_after_s: float | None = None,
+    ) -> None:
+        super().__init__(message)
+        self.kind = kind
+        self.message = message
+        self.param = param
+        self.code = code
+        self.retry_after_s = retry_after_s
+
+
+# --- jobs ---------------------------------------------------------------------------------------------------
+
+
+@dataclass(frozen=True, slots=True, kw_only=True, config=_WIRE)
+class Message:
+    role: Literal["system", "user", "assistant"]
+    content: str
+
+
+@dataclass(frozen=True, slots=True, kw_only=True, config=_WIRE)
+class LoraChoice:
+    name: str
+    weight: float = 1.0
+
+
+@dataclass(frozen=True, slots=True, kw_only=True, config=_WIRE)
+class TextJob:
+    """Exactly one of `prompt` (completed as it stands) and `messages` (through the chat template) is set."""
+
+    kind: Literal["text"] = "text"
+    version: int = JOB_VERSION
+    id: str
+    model: str | None = None
+    timeout_s: float
+    stream: bool = False
+    seed: int
+    prompt: str | None = None
+    messages: tuple[Message, ...] | None = None
+    max_tokens: int
+    temperature: float
+    top_p: float = 1.0
+    top_k: int = 0
+    stop: tuple[str, ...] = ()
+
+
+@dataclass(frozen=True, slots=True, kw_only=True, config=_WIRE)
+class ImageJob:
+    """One picture. `width`, `height` in pixels, None for the model's own; `guidance_scale` 1 means none."""
+
+    kind: Literal["image"] = "image"
+    version: int = JOB_VERSION
+    id: str
+    model: str | None = None
+    timeout_s: float
+    stream: bool = False
+    seed: int
+    prompt: str
+    negative_prompt: str = ""
+    width: int | None = None
+    height: int | None = None
+    num_inference_steps: int
+    guidance_scale: float
+    scheduler: Scheduler
+    loras: tuple[LoraChoice, ...] = ()
+    response_format: ImageFormat = "png"
+
+
+@dataclass(frozen=True, slots=True, kw_only=True, config=_WIRE)
+class SpeechJob:
+    kind: Literal["speech"] = "speech"
+    version: int = JOB_VERSION
+    id: str
+    model: str | None = None
+    timeout_s: float
+    stream: bool = False
+    seed: int
+    text: str
+    voice: str | None = None
+    temperature: float
+    response_format: AudioFormat = "wav"
+
+
+Job = TextJob | ImageJob | SpeechJob
+
+# --- events -------------------------------------------------------------------------------------------------
+
+
+@dataclass(frozen=True, slots=True, kw_only=True, config=_WIRE)
+class Queued:
+    """Waits; `position` jobs will be admitted before it."""
+
+    kind: Literal["queued"] = "queued"
+    position: int
+
+
+@dataclass(frozen=True, slots=True, kw_only=True, config=_WIRE)
+class Progress:
+    kind: Literal["progress"] = "progress"
+    step: int
+    total: int
+
+
+@dataclass(frozen=True, slots=True, kw_only=True, config=_WIRE)
+class TextDelta:
+    kind: Literal["delta"] = "delta"
+    text: str
+
+
+@dataclass(frozen=True, slots=True, kw_only=True, config=_WIRE)
+class Preview:
+    """A rough picture of what is being drawn, encoded as `media_type`."""
+
+    kind: Literal["preview"] = "preview"
+    data: bytes
+    media_type: str
+
+
+@dataclass(frozen=True, slots=True, kw_only=True, config=_WIRE)
+class AudioChunk:
+    """A piece of the encoded sound; all pieces in order are the whole file."""
+
+    kind: Literal["audio"] = "audio"
+    data: bytes
+    media_type: str
+    sample_rate: int
+
+
+@dataclass(frozen=True, slots=True, kw_only=True, config=_WIRE)
+class TextResult:
+    kind: Literal["text"] = "text"
+    model: str
+    seed: int
+    text: str
+    finish_reason: FinishReason
+    prompt_tokens: int
+    completion_tokens: int
+
+
+@dataclass(frozen=True, slots=True, kw_only=True, config=_WIRE)
+class ImageResult:
+    kind: Literal["image"] = "image"
+    model: str
+    seed: int
+    data: bytes
+    media_type: str
+
+
+@dataclass(frozen=True, slots=True, kw_only=True, config=_WIRE)
+class SpeechResult:
+    """`data` is the whole encoded file, empty when its `AudioChunk`s have been sent already."""
+
+    kind: Literal["speech"] = "speech"
+    model: str
+    seed: int
+    data: bytes
+    media_type: str
+    sample_rate: int
+    duration_s: float
+
+
+Result = TextResult | ImageResult | SpeechResult
+
+
+@dataclass(frozen=True, slots=True, kw_only=True, config=_WIRE)
+class Done:
+    """The job's result; `queue_ms` from arrival to its first step, `total_ms` from arrival to its end."""
+
+    kind: Literal["done"] = "done"
+    result: Annotated[Result, Field(discriminator="kind")]
+    queue_ms: float
+    total_ms: float
+
+
+@dataclass(frozen=True, slots=True, kw_only=True, config=_WIRE)
+class Failed:
+    kind: Literal["failed"] = "failed"
+    error: ErrorKind
+    message: str
+    param: str | None = None
+    code: str | None = None
+    retry_after_s: float | None = None
+
+    @classmethod
+    def of(cls, error: JobError) -> Failed:
+        return cls(
+            error=error.kind,
+            message=error.message,
+            param=error.param,
+            code=error.code,
+            retry_after_s=error.retry_after_s,
+        )
+
+    def as_error(self) -> JobError:
+        return JobError(
+            self.error,
+            self.message,
+            param=self.param,
+            code=self.code,
+            retry_after_s=self.retry_after_s,
+        )
+
+
+Event = Queued | Progress | TextDelta | Preview | AudioChunk | Done | Failed
+
+_JOB: TypeAdapter[Job] = TypeAdapter(Annotated[Job, Field(discriminator="kind")])
+_EVENT: TypeAdapter[Event] = TypeAdapter(Annotated[Event, Field(discriminator="kind")])
+
+
+def encode_job(job: Job) -> str:
+    return _JOB.dump_json(job, ensure_ascii=True).decode("ascii")
+
+
+def decode_job(line: str | bytes) -> Job:
+    """Raises `pydantic.ValidationError` on anything that is not a job this version knows."""
+    return _JOB.validate_json(line)
+
+
+def encode_event(event: Event) -> str:
+    """One line of ASCII JSON, its newline included."""
+    return _EVENT.dump_json(event, ensure_ascii=True).decode("ascii") + "\n"
+
+
+def decode_event(line: str | bytes) -> Event:
+    return _EVENT.validate_json(line)

@@ -1,0 +1,111 @@
+"""The catalog: which models there are, where they come from, and which of them a profile serves.
+
+Knows names and sources, loads nothing; `loading.py` does that.
+"""
+
+from __future__ import annotations
+
+from enum import StrEnum
+from pathlib import Path
+from typing import Annotated, Literal
+
+import yaml
+from pydantic import BaseModel, ConfigDict, Field, StringConstraints, ValidationError, model_validator
+
+SHIPPED = Path(__file__).with_name("catalog.yaml")
+
+
+class CatalogError(Exception):
+    """A catalog that cannot be used; the message names the file and the entry."""
+
+
+class Modality(StrEnum):
+    TEXT = "text"
+    IMAGE = "image"
+    SPEECH = "speech"
+
+
+Source = Annotated[str, StringConstraints(pattern=r"^(embedded|folder|hub):\S+$")]
+"""`embedded:NAME` ships with the service, `folder:PATH` is on this machine, `hub:OWNER/NAME[@REVISION]`."""
+
+
+class Entry(BaseModel):
+    """One model of the catalog."""
+
+    model_config = ConfigDict(extra="forbid", frozen=True)
+
+    family: Annotated[str, StringConstraints(pattern=r"^(text|image|speech)\.[a-z_]+$")]
+    """The file in `models/` that loads it, its modality first: `image.stable_diffusion`."""
+    source: Source
+    precision: Literal["auto", "float32", "bfloat16", "float16", "int8", "int4"] = "auto"
+    """`auto` is float32 on a CPU and bfloat16 on a GPU; int8 and int4 are by bitsandbytes."""
+    max_rows: Annotated[int, Field(ge=1, le=256)] = 16
+    """The most requests in flight on it at once."""
+    loras: Source | None = None
+    """The folder that LoRA files are taken from; it is read again when a name is not known."""
+    licence: str
+    """The licence's name, and its page where a hub asks for agreement."""
+    files: tuple[str, ...] = ("*.json", "*.safetensors", "*.txt", "*.model", "*.jinja")
+    """What to download of a hub's repository."""
+
+    @property
+    def modality(self) -> Modality:
+        return Modality(self.family.partition(".")[0])
+
+
+class Profile(BaseModel):
+    """The models that a service has; of each modality the first is the default."""
+
+    model_config = ConfigDict(extra="forbid", frozen=True)
+
+    text: tuple[str, ...] = ()
+    image: tuple[str, ...] = ()
+    speech: tuple[str, ...] = ()
+
+    def names(self, modality: Modality) -> tuple[str, ...]:
+        return {Modality.TEXT: self.text, Modality.IMAGE: self.image, Modality.SPEECH: self.speech}[modality]
+
+
+class Catalog(BaseModel):
+    model_config = ConfigDict(extra="forbid", frozen=True)
+
+    models: dict[str, Entry]
+    profiles: dict[str, Profile]
+
+    @model_validator(mode="after")
+    def _profiles_name_models(self) -> Catalog:
+        for title, profile in self.profiles.items():
+            for modality in Modality:
+                for name in profile.names(modality):
+                    if name not in self.models:
+                        raise ValueError(f"profile {title} names {name}, which is not among the models")
+                    if self.models[name].modality is not modality:
+                        raise ValueError(f"profile {title} lists {name} under {modality}, which it is not")
+        return self
+
+    def served(self, profile: str, modality: Modality) -> dict[str, Entry]:
+        """The models of a modality in a profile, its default first. Raises `CatalogError`."""
+        if profile not in self.profiles:
+            raise CatalogError(f"There is no profile {profile}. There are: {', '.join(self.profiles)}.")
+        return {name: self.models[name] for name in self.profiles[profile].names(modality)}
+
+
+def read_catalog(path: Path = SHIPPED) -> Catalog:
+    """Raises `CatalogError` for a file that is missing or wrong."""
+    try:
+        return Catalog.model_validate(yaml.safe_load(path.read_text(encoding="utf-8")))
+    except OSError as error:
+        raise CatalogError(f"The catalog {path} cannot be read: {error.strerror}.") from None
+    except yaml.YAMLError as error:
+        raise CatalogError(f"The catalog {path} is not YAML: {error}") from None
+    except ValidationError as error:
+        first = error.errors()[0]
+        where = ".".join(map(str, first["loc"])) or "the file"
+        raise CatalogError(f"The catalog {path} is wrong at {where}: {first['msg']}.") from None
+
+
+def models_served(profile: str, modality: Modality) -> dict[str, Entry]:
+    """What the setting `profile` serves: a shipped profile, or the profile `default` of a catalog file."""
+    if profile.endswith((".yaml", ".yml")):
+        return read_catalog(Path(profile)).served("default", modality)
+    return read_catalog().served(profile, modality)

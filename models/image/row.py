@@ -1,0 +1,48 @@
+"""One picture on its way through the lanes."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+
+from jobs import ImageJob
+from models.image.lora_files import Adapter
+from models.image.samplers import Table
+from models.image.text_encoder import Chunks
+
+
+@dataclass(slots=True, eq=False)
+class Row:
+    """Tensors are on the model's device; latents [C, h, w] and history (the last x0) are float32.
+
+    `index` is the step that comes next: with `latents`, all that a picture which begins from another one
+    starts differently. `negative_prompt` is None for a row without guidance; `cond` and `uncond`
+    [tokens, hidden] are None until encoded, `pixels` [height, width, 3] until decoded.
+    """
+
+    job: ImageJob
+    width: int
+    height: int
+    table: Table
+    prompt: Chunks
+    negative_prompt: Chunks | None
+    adapters: tuple[tuple[Adapter, float], ...]
+    latents: torch.Tensor
+    index: int = 0
+    holds_adapters: bool = False
+    history: torch.Tensor | None = None
+    cond: torch.Tensor | None = None
+    uncond: torch.Tensor | None = None
+    pixels: NDArray[np.uint8] | None = None
+
+    @property
+    def prompts(self) -> tuple[Chunks, ...]:
+        return (self.prompt,) if self.negative_prompt is None else (self.prompt, self.negative_prompt)
+
+    @property
+    def forward_rows(self) -> int:
+        """2 for a guided row: one with its prompt and one with its negative prompt."""
+        return len(self.prompts)

@@ -1,0 +1,98 @@
+"""What an engine steps: the verbs of a model. No torch here, so the engine and its tests need none.
+
+A job becomes a *row*. `prepare` makes it, `reserve` admits it, `step` advances it with its neighbours from
+lane to lane until `lane` says None, `finish` makes its result, `release` gives back what it held.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Protocol, TypeVar
+
+from jobs import Event, Result
+
+J = TypeVar("J", contravariant=True)
+R = TypeVar("R")
+
+
+class OutOfMemoryError(Exception):
+    """A step did not fit; it changed nothing, and fewer rows may fit."""
+
+
+@dataclass(frozen=True, slots=True)
+class Lane:
+    """Rows that can share one forward: the same model, stage and shape."""
+
+    model: str
+    stage: str
+    shape: tuple[int, ...] = ()
+
+
+class Model(Protocol[J, R]):
+    """One loaded model. `J` is its job, `R` its row: any object of the model's own, compared by identity.
+
+    `step`, `reserve` and `lane` run on the engine's thread; `prepare` and `finish` beside it, at once.
+    """
+
+    name: str
+
+    def prepare(self, job: J) -> R:
+        """Checks, tokenises, loads what the row needs. May block; raises `jobs.JobError` for a bad job."""
+        ...
+
+    def reserve(self, row: R) -> bool:
+        """Takes the memory the row needs (a cache slot, an adapter's place), or False: not now, ask again."""
+        ...
+
+    def lane(self, row: R) -> Lane | None:
+        """Where the row's next step belongs; None when it is ready to finish."""
+        ...
+
+    def cost(self, row: R) -> float:
+        """What the row's next step costs, in the unit of `budget` (forward rows: a guided row is two)."""
+        ...
+
+    def budget(self, lane: Lane) -> float:
+        """The most cost that one step of this lane takes."""
+        ...
+
+    def step(self, lane: Lane, rows: Sequence[R]) -> Sequence[Sequence[Event]]:
+        """Advances all rows by one fused forward, or raises and advances none; gives each row's events.
+
+        Everything random in it is a function of (seed, step): a repeated step is the same step.
+        Raises `OutOfMemoryError` when fewer rows might do.
+        """
+        ...
+
+    def finish(self, row: R) -> Result:
+        """Encodes the result (a PNG, a WAV)."""
+        ...
+
+    def release(self, row: R) -> None:
+        """Gives back what `prepare` and `reserve` took; called once for a prepared row, however it ends."""
+        ...
+
+    def warm_up(self) -> None:
+        """Runs (and compiles) the forwards of every bucket once, before the runner says ready."""
+        ...
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class ModelSpec:
+    """Everything a family needs to load a model: the weights are on this machine by now."""
+
+    name: str
+    folder: Path
+    """A folder in the hub's layout (or one `.safetensors` file where the family says so)."""
+    device: str = "cpu"
+    """As torch names it: `cpu`, `cuda:0`."""
+    dtype: str = "float32"
+    """`float32`, `bfloat16` or `float16`."""
+    quantization: str | None = None
+    """None, `int8` or `int4` (bitsandbytes)."""
+    max_rows: int = 16
+    """The most rows in flight: slots of a cache, pictures in one forward."""
+    loras: Path | None = None
+    """The only folder LoRA files are taken from."""

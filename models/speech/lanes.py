@@ -1,0 +1,146 @@
+"""The lanes of Bark: what one engine step of each computes for the utterances that are there."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, field
+from functools import partial
+from typing import Any
+
+import torch
+
+from jobs import ErrorKind, JobError
+from models.speech.encode import bound_peak
+from models.speech.generation import Rules
+from models.speech.stages import CoarseStage, Codec, FineStage, SemanticStage, TokenStage, Turn, bank_length
+from models.speech.transformer import SlotBank
+from models.speech.utterance import Stage, Utterance
+
+CPU_ROWS = 8
+"""Slots of one forward on a CPU: a row alone pays for all of them, and more than these gain little."""
+STEP_S = 0.025
+"""What a step of a token-making lane should take: soon over for a cancel, long enough to be worth it."""
+MAX_TOKENS_PER_STEP = 10
+
+Commit = Callable[[], None]
+"""Enters what was computed into an utterance; cannot fail."""
+
+
+@dataclass(frozen=True, slots=True)
+class Bank:
+    """The slots that share a forward, of both token-making stages."""
+
+    semantic: SlotBank
+    coarse: SlotBank
+
+
+@dataclass(slots=True)
+class Lanes:
+    """A loaded model's stages and slots. `run` computes a step and changes no utterance; its commits do."""
+
+    rules: Rules
+    semantic: SemanticStage
+    coarse: CoarseStage
+    fine: FineStage
+    codec: Codec
+    banks: list[Bank]
+    rows: int
+    """Slots a bank."""
+    tokens: dict[Stage, int] = field(default_factory=lambda: {Stage.SEMANTIC: 2, Stage.COARSE: 2})
+    """Tokens a step of a token-making lane; even, so that the two coarse codebooks keep their turns."""
+
+    @classmethod
+    def of(cls, model: Any, rules: Rules, max_rows: int) -> Lanes:
+        """Takes a `BarkModel` apart and makes slots for at least `max_rows` rows."""
+        semantic, coarse = (
+            SemanticStage(model.semantic, rules.semantic),
+            CoarseStage(model.coarse_acoustics, rules),
+        )
+        rows = CPU_ROWS if semantic.transformer.device.type == "cpu" else max_rows
+        banks = [
+            Bank(
+                semantic.transformer.make_bank(rows, bank_length(rules.semantic)),
+                coarse.transformer.make_bank(rows, bank_length(rules.coarse)),
+            )
+            for _ in range(-(-max_rows // rows))
+        ]
+        return cls(
+            rules,
+            semantic,
+            coarse,
+            FineStage(model.fine_acoustics, rules),
+            Codec(model.codec_model),
+            banks,
+            rows,
+        )
+
+    def budget(self, stage: Stage) -> int:
+        """Rows that one step takes. What runs row by row has nothing to gain from company."""
+        return self.rows if stage in (Stage.SEMANTIC, Stage.COARSE) else 1
+
+    @torch.inference_mode()
+    def run(self, stage: Stage, bank: Bank, slots: Sequence[int], rows: Sequence[Utterance]) -> list[Commit]:
+        """One step of a lane: `rows` are in `slots` of `bank`.
+
+        Raises:
+            torch.OutOfMemoryError: fewer rows may do.
+            JobError: the codec made no sound of a row.
+        """
+        match stage:
+            case Stage.SEMANTIC_PREFILL:
+                for slot, row in zip(slots, rows, strict=True):
+                    history = row.voice.semantic if row.voice else None
+                    self.semantic.prefill(bank.semantic, slot, row.text, history)
+                return [row.apply_prefill for row in rows]
+            case Stage.SEMANTIC:
+                count = self.tokens[stage]
+                turns = [row.semantic_turn(slot, count) for slot, row in zip(slots, rows, strict=True)]
+                made = self.semantic.decode(bank.semantic, turns, count)
+                return [partial(row.apply_semantic, tokens) for row, tokens in zip(rows, made, strict=True)]
+            case Stage.COARSE_PREFILL:
+                for slot, row in zip(slots, rows, strict=True):
+                    self.coarse.prefill(bank.coarse, slot, row.coarse_prefill_prompt())
+                return [row.apply_prefill for row in rows]
+            case Stage.COARSE:
+                count = self.tokens[stage]
+                turns = [row.coarse_turn(slot, count) for slot, row in zip(slots, rows, strict=True)]
+                made = self.coarse.decode(bank.coarse, turns, count)
+                return [partial(row.apply_coarse, tokens) for row, tokens in zip(rows, made, strict=True)]
+            case Stage.FINE:
+                return [partial(row.apply_fine, self.fine.predict(row.fine_pass())) for row in rows]
+            case Stage.CODEC:
+                return [self._decode(row) for row in rows]
+            case Stage.DONE:
+                return []
+
+    def _decode(self, row: Utterance) -> Commit:
+        try:
+            sound = bound_peak(self.codec.decode(row.codec_codes()).numpy())
+        except ValueError as error:
+            message = "The model made a sound that cannot be played; try another seed."
+            raise JobError(ErrorKind.INTERNAL, message) from error
+        return partial(row.apply_codec, sound)
+
+    def set_pace(self) -> None:
+        """Measures the token-making stages, and lets a step make as many tokens as `STEP_S` has room for."""
+        bank = self.banks[0]
+        for stage, module, slots, token in (
+            (Stage.SEMANTIC, self.semantic, bank.semantic, self.rules.semantic.infer_token),
+            (Stage.COARSE, self.coarse, bank.coarse, self.rules.coarse.infer_token),
+        ):
+            turns = [Turn(slot, token, slots.length // 2, 1.0, (0.5, 0.5)) for slot in range(self.rows)]
+            self.tokens[stage] = min(
+                2 * max(1, int(STEP_S / _pair_s(module, slots, turns))), MAX_TOKENS_PER_STEP
+            )
+
+
+@torch.inference_mode()
+def _pair_s(stage: TokenStage, slots: SlotBank, turns: Sequence[Turn]) -> float:
+    """Seconds that two tokens of full slots take, the best of a few."""
+    taken: list[float] = []
+    for _ in range(3):
+        begin = time.perf_counter()
+        stage.decode(slots, turns, 2)
+        taken.append(time.perf_counter() - begin)
+    return min(taken)

@@ -1,0 +1,219 @@
+"""Bark's transformer over a bank of slots: every row at its own position, in one forward.
+
+The weights are those of transformers' `BarkModel`; only the forward is ours, because transformers'
+cache keeps all rows at one length.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+import torch.nn.functional as F  # noqa: N812 (torch's own name for it)
+from torch import Tensor, nn
+
+KEY_STEP = 64
+"""Keys are read in multiples of this. With whole vectors, a longer masked tail changes no bit of a row."""
+
+
+@dataclass(frozen=True, slots=True)
+class Layer:
+    """One block's weights, taken out of its modules: attribute look-ups cost more than the arithmetic."""
+
+    norm_1: Callable[[Tensor], Tensor]
+    project: Callable[[Tensor], Tensor]
+    out: Callable[[Tensor], Tensor]
+    norm_2: Callable[[Tensor], Tensor]
+    up: Callable[[Tensor], Tensor]
+    down: Callable[[Tensor], Tensor]
+
+    def after_attention(self, hidden: Tensor, attended: Tensor) -> Tensor:
+        hidden = hidden + self.out(attended)
+        return hidden + self.down(F.gelu(self.up(self.norm_2(hidden))))
+
+
+def take_layers(blocks: nn.ModuleList) -> list[Layer]:
+    """The weights of a `BarkModel` stage's blocks."""
+    return [_take_layer(block) for block in blocks]
+
+
+def _take_layer(block: Any) -> Layer:
+    return Layer(
+        norm_1=take_norm(block.layernorm_1),
+        project=take_linear(block.attn.att_proj),
+        out=take_linear(block.attn.out_proj),
+        norm_2=take_norm(block.layernorm_2),
+        up=take_linear(block.mlp.in_proj),
+        down=take_linear(block.mlp.out_proj),
+    )
+
+
+def take_norm(norm: nn.LayerNorm) -> Callable[[Tensor], Tensor]:
+    shape, weight, bias, eps = norm.normalized_shape, norm.weight, norm.bias, norm.eps
+    return lambda hidden: F.layer_norm(hidden, shape, weight, bias, eps)
+
+
+def take_linear(linear: nn.Linear) -> Callable[[Tensor], Tensor]:
+    """The product with a layer's weights: [rows, in] to [rows, out]."""
+    return multiply(linear.weight, linear.bias)
+
+
+def multiply(weight: Tensor, bias: Tensor | None = None) -> Callable[[Tensor], Tensor]:
+    """The product with weights [out, in]: [rows, in] to [rows, out].
+
+    The weights are kept turned: with few rows, CPUs take half the time for them so.
+    """
+    turned = weight.t().contiguous()
+    if bias is None:
+        return lambda hidden: torch.mm(hidden, turned)
+    return lambda hidden: torch.addmm(bias, hidden, turned)
+
+
+def attend(projected: Tensor, heads: int, *, causal: bool) -> Tensor:
+    """Attention of one sequence to itself: projections [length, 3 * width] to [length, width]."""
+    length = projected.shape[0]
+    query, key, value = projected.view(1, length, 3, heads, -1).transpose(1, 3).unbind(2)
+    attended = F.scaled_dot_product_attention(query, key, value, is_causal=causal)
+    return attended.transpose(1, 2).reshape(length, -1)
+
+
+class SlotBank:
+    """The keys and values of `slots` rows, `length` positions each, with one scratch position for nobody.
+
+    A slot belongs to one row at a time. Positions are written before they are read, so a slot needs no
+    clearing, and a step that is run again writes the same once more.
+    """
+
+    def __init__(self, layers: int, slots: int, length: int, width: int, like: Tensor) -> None:
+        self.slots = slots
+        self.length = -(-length // KEY_STEP) * KEY_STEP
+        """Positions a slot, rounded up to whole steps."""
+        self.scratch = slots * self.length
+        # Zeros, not what was there before: a masked NaN would still spread.
+        self.memory = [like.new_zeros(self.scratch + 1, 2 * width) for _ in range(layers)]
+        """A layer's keys beside its values, [slots * length + 1, 2 * width]."""
+        self._views: dict[tuple[int, int], list[tuple[Tensor, Tensor]]] = {}
+
+    def read(self, slots: int, keys: int, heads: int) -> list[tuple[Tensor, Tensor]]:
+        """Keys and values of the first `slots` slots, a layer each [slots, heads, keys, width / heads]."""
+        views = self._views.get((slots, keys))
+        if views is None:
+            views = [self._view(memory, slots, keys, heads) for memory in self.memory]
+            self._views[slots, keys] = views
+        return views
+
+    def _view(self, memory: Tensor, slots: int, keys: int, heads: int) -> tuple[Tensor, Tensor]:
+        rows = memory[: self.scratch].view(self.slots, self.length, 2, heads, -1)[:slots, :keys]
+        return rows[:, :, 0].transpose(1, 2), rows[:, :, 1].transpose(1, 2)
+
+
+class CausalTransformer:
+    """The semantic or the coarse stage: fills a slot with a prompt, then advances all slots together."""
+
+    def __init__(self, module: Any) -> None:
+        self.heads: int = module.config.num_heads
+        self.width: int = module.config.hidden_size
+        self.embedding: Tensor = module.input_embeds_layer.weight
+        self.positions: Tensor = module.position_embeds_layer.weight
+        self.head: Tensor = module.lm_head.weight
+        self._layers = take_layers(module.layers)
+        self._norm = take_norm(module.layernorm_final)
+
+    @property
+    def device(self) -> torch.device:
+        return self.embedding.device
+
+    def make_bank(self, slots: int, length: int) -> SlotBank:
+        length = min(length, self.positions.shape[0])
+        return SlotBank(len(self._layers), slots, length, self.width, self.embedding)
+
+    def prefill(self, bank: SlotBank, slot: int, embedded: Tensor) -> None:
+        """Writes a prompt's keys and values into positions 0 and on of a slot.
+
+        Always one prompt a forward, at its own length: so its bits are the same in any company. What comes
+        out at its end is not computed: the prompt's last token is left to the first `decode`.
+
+        Args:
+            bank: The slots.
+            slot: The row's.
+            embedded: The prompt's token embeddings, [length, width].
+        """
+        length = embedded.shape[0]
+        begin = slot * bank.length
+        hidden = embedded + self.positions[:length]
+        for layer, memory in zip(self._layers, bank.memory, strict=True):
+            projected = layer.project(layer.norm_1(hidden))
+            memory[begin : begin + length] = projected[:, self.width :]
+            if layer is not self._layers[-1]:
+                hidden = layer.after_attention(hidden, attend(projected, self.heads, causal=True))
+
+    def decode(self, bank: SlotBank, tokens: Tensor, plan: DecodePlan, turn: int) -> Tensor:
+        """Advances every slot by one token.
+
+        Linear layers always see all slots, so that a row's bits do not depend on how many are in use;
+        attention, which treats rows one by one, reads only the slots up to the last one in use.
+
+        Args:
+            bank: The slots.
+            tokens: Each slot's last token, [slots].
+            plan: Where the slots stand.
+            turn: Which token of the plan this is.
+
+        Returns:
+            Hidden states after the last norm, [slots, width].
+        """
+        used = plan.used
+        hidden = F.embedding(tokens, self.embedding) + plan.positions[turn]
+        mask, index = plan.masks[turn], plan.writes[turn]
+        attended = plan.attended
+        for layer, memory, (keys, values) in zip(
+            self._layers, bank.memory, bank.read(used, plan.keys, self.heads), strict=True
+        ):
+            projected = layer.project(layer.norm_1(hidden))
+            memory.index_copy_(0, index, projected[:, self.width :])
+            query = projected[:used, : self.width].view(used, self.heads, 1, -1)
+            rows = F.scaled_dot_product_attention(query, keys, values, attn_mask=mask)
+            attended[:used] = rows.view(used, self.width)
+            hidden = layer.after_attention(hidden, attended)
+        return self._norm(hidden)
+
+    def plan(self, bank: SlotBank, places: dict[int, int], turns: int) -> DecodePlan:
+        """Prepares `turns` decodes of the slots in `places`, from the position that each maps to."""
+        device, limit = self.device, self.positions.shape[0] - 1
+        used = max(places) + 1
+        starts = torch.tensor([places.get(slot, 0) for slot in range(bank.slots)])
+        active = torch.tensor([slot in places for slot in range(bank.slots)])
+        # A row that ends within the step runs on to its end for nothing, never past its slot.
+        positions = (starts[None] + torch.arange(turns)[:, None]).clamp_(max=limit)
+        slots = torch.arange(bank.slots)[None] * bank.length
+        keys = min(-(-(int(positions.max()) + 1) // KEY_STEP) * KEY_STEP, bank.length)
+        allowed = torch.arange(keys)[None, None] <= positions[:, :used, None]
+        masks = torch.zeros(allowed.shape, dtype=self.embedding.dtype).masked_fill_(~allowed, -torch.inf)
+        return DecodePlan(
+            used=used,
+            keys=keys,
+            positions=F.embedding(positions.to(device), self.positions),
+            masks=masks[:, :, None, None].to(device),
+            writes=torch.where(active, slots + positions, bank.scratch).to(device),
+            attended=self.embedding.new_zeros(bank.slots, self.width),
+        )
+
+
+@dataclass(frozen=True, slots=True)
+class DecodePlan:
+    """What several decodes in a row need, made once for all of them."""
+
+    used: int
+    """Slots up to and with the last one in use."""
+    keys: int
+    """Positions that attention reads."""
+    positions: Tensor
+    """Position embeddings, [turns, slots, width]."""
+    masks: Tensor
+    """0 where a row may look, else minus infinity: [turns, used, 1, 1, keys]."""
+    writes: Tensor
+    """Rows of the bank's memory that are written, [turns, slots]."""
+    attended: Tensor
+    """Room for what attention gives, [slots, width]; zero for slots that are not in use."""

@@ -1,0 +1,212 @@
+"""One utterance on its way through the stages: which lane it is in, and what it has made so far."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+from enum import StrEnum
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from torch import Tensor
+
+from models.speech.generation import Rules
+from models.speech.sampling import draws
+from models.speech.stages import FinePass, Turn
+from models.speech.voices import Voice
+from models.speech.windows import FineWindow, coarse_count, coarse_history, coarse_prompt, fine_windows
+
+EMPTY_S = 0.1
+"""Silence in place of an utterance that the model ends before it begins: not every format can be empty."""
+
+
+class Stage(StrEnum):
+    """What an utterance needs next; each is a lane of the engine."""
+
+    SEMANTIC_PREFILL = "semantic prefill"
+    SEMANTIC = "semantic"
+    COARSE_PREFILL = "coarse prefill"
+    COARSE = "coarse"
+    FINE = "fine"
+    CODEC = "codec"
+    DONE = "done"
+
+
+@dataclass(slots=True, eq=False)
+class Utterance:
+    """A piece of text in a voice. `apply_...` commit what a stage has made, and choose the next stage."""
+
+    rules: Rules
+    text: Tensor
+    """The semantic prompt, [max_text]."""
+    voice: Voice | None
+    temperature: float
+    """Of the semantic and the coarse stage; 0 is greedy, and makes the fine stage greedy too."""
+    seed: int
+    number: int
+    """Its place in the job: each utterance draws its own random numbers."""
+    stage: Stage = Stage.SEMANTIC_PREFILL
+    semantic: list[int] = field(default_factory=list[int])
+    coarse: list[int] = field(default_factory=list[int])
+    """Coarse tokens, the voice's first."""
+    codes: Tensor | None = None
+    """All codebooks of the voice's last frames and the utterance's, padded: [frames, codebooks]."""
+    sound: NDArray[np.float32] | None = None
+    """What was made of it, float32 [samples]."""
+    _uniform: list[float] = field(default_factory=list[float])
+    _voice_semantic: list[int] = field(default_factory=list[int])
+    _voice_coarse: int = 0
+    _coarse_total: int = 0
+    _prompt: list[int] = field(default_factory=list[int])
+    """The prompt of the coarse window at hand, with what was written after it: what the slot holds."""
+    _window_end: int = 0
+    _voice_frames: int = 0
+    _frames: int = 0
+    _passes: list[tuple[FineWindow, int]] = field(default_factory=list[tuple[FineWindow, int]])
+
+    def __post_init__(self) -> None:
+        self._uniform = self._draw("semantic", self.rules.semantic.max_tokens)
+
+    def _draw(self, stage: str, count: int) -> list[float]:
+        return draws(count, self.seed, self.number, stage).tolist()
+
+    def _turn(self, slot: int, last: int, position: int, made: int, count: int) -> Turn:
+        uniform = self._uniform[made : made + count]
+        uniform += [0.0] * (count - len(uniform))  # beyond the end, where nothing is kept
+        return Turn(slot, last, position, self.temperature, uniform)
+
+    def apply_prefill(self) -> None:
+        self.stage = Stage.SEMANTIC if self.stage is Stage.SEMANTIC_PREFILL else Stage.COARSE
+
+    # --- semantic -------------------------------------------------------------------------------------------
+
+    def semantic_turn(self, slot: int, count: int) -> Turn:
+        made = len(self.semantic)
+        last = self.semantic[-1] if made else self.rules.semantic.infer_token
+        return self._turn(slot, last, self.rules.semantic.max_text + made, made, count)
+
+    def apply_semantic(self, tokens: list[int]) -> None:
+        rules = self.rules.semantic
+        tokens = tokens[: rules.max_tokens - len(self.semantic)]
+        ended = rules.vocab_size in tokens
+        self.semantic += tokens[: tokens.index(rules.vocab_size)] if ended else tokens
+        if ended or len(self.semantic) >= rules.max_tokens:
+            self._begin_coarse()
+
+    # --- coarse ---------------------------------------------------------------------------------------------
+
+    def _begin_coarse(self) -> None:
+        self._coarse_total = coarse_count(len(self.semantic), self.rules)
+        if not self._coarse_total:
+            self._end(np.zeros(round(EMPTY_S * self.rules.sample_rate), np.float32))
+            return
+        self._voice_semantic, self.coarse = coarse_history(self.voice, self.rules)
+        self._voice_coarse = len(self.coarse)
+        self._uniform = self._draw("coarse", self._coarse_total)
+        self._begin_window()
+
+    @property
+    def coarse_made(self) -> int:
+        return len(self.coarse) - self._voice_coarse
+
+    def _begin_window(self) -> None:
+        made = self.coarse_made
+        self._window_end = min(made + self.rules.coarse.window, self._coarse_total)
+        semantic = self._voice_semantic + self.semantic
+        prompt = coarse_prompt(semantic, len(self._voice_semantic), self.coarse, made, self.rules)
+        # As long as nothing has left the window's view, the next one only goes on: its keys are there.
+        self.stage = Stage.COARSE if prompt == self._prompt else Stage.COARSE_PREFILL
+        self._prompt = prompt
+
+    def coarse_prefill_prompt(self) -> list[int]:
+        """All but the last token, which the first decoding step reads."""
+        return self._prompt[:-1]
+
+    def coarse_turn(self, slot: int, count: int) -> Turn:
+        return self._turn(slot, self._prompt[-1], len(self._prompt) - 1, self.coarse_made, count)
+
+    def apply_coarse(self, tokens: list[int]) -> None:
+        tokens = tokens[: self._window_end - self.coarse_made]
+        self.coarse += tokens
+        self._prompt += tokens
+        if self.coarse_made >= self._coarse_total:
+            self._begin_fine()
+        elif self.coarse_made >= self._window_end:
+            self._begin_window()
+
+    # --- fine -----------------------------------------------------------------------------------------------
+
+    def _begin_fine(self) -> None:
+        rules = self.rules
+        made = torch.tensor(self.coarse[self._voice_coarse :]).view(-1, rules.coarse.codebooks)
+        made = torch.remainder(made - rules.semantic.vocab_size, rules.codebook_size)
+        self._frames = len(made)
+        past = torch.zeros(0, rules.fine.codebooks, dtype=torch.long)
+        if self.voice is not None:
+            past = self.voice.fine.T[-rules.fine.max_history :]
+        self._voice_frames = len(past)
+        length = max(self._voice_frames + self._frames, rules.fine.max_input)
+        self.codes = torch.full((length, rules.fine.codebooks), rules.codebook_size)
+        self.codes[: self._voice_frames] = past
+        end = self._voice_frames + self._frames
+        self.codes[self._voice_frames : end, : rules.coarse.codebooks] = made
+        self._passes = [
+            (window, codebook)
+            for window in fine_windows(self._voice_frames, self._frames, rules)
+            for codebook in range(rules.coarse.codebooks, rules.fine.codebooks)
+        ]
+        self._prompt = []
+        self.stage = Stage.FINE if self._passes else Stage.CODEC
+
+    @property
+    def passes_left(self) -> int:
+        return len(self._passes)
+
+    def fine_pass(self) -> FinePass:
+        if self.codes is None:
+            raise RuntimeError("the coarse stage has not ended")
+        rules = self.rules.fine
+        window, codebook = self._passes[0]
+        count = rules.max_input - window.offset
+        return FinePass(
+            codes=self.codes[window.start : window.start + rules.max_input],
+            codebook=codebook,
+            offset=window.offset,
+            temperature=rules.temperature if self.temperature else 0.0,
+            uniform=draws(count, self.seed, self.number, "fine", window.start, codebook),
+        )
+
+    def apply_fine(self, codes: Tensor) -> None:
+        if self.codes is None:
+            raise RuntimeError("the coarse stage has not ended")
+        window, codebook = self._passes.pop(0)
+        self.codes[window.fill : window.fill + len(codes), codebook] = codes
+        if not self._passes:
+            self.stage = Stage.CODEC
+
+    # --- codec ----------------------------------------------------------------------------------------------
+
+    def codec_codes(self) -> Tensor:
+        """The utterance's own frames, [codebooks, frames]."""
+        if self.codes is None:
+            raise RuntimeError("the coarse stage has not ended")
+        return self.codes[self._voice_frames : self._voice_frames + self._frames].T
+
+    def apply_codec(self, sound: NDArray[np.float32]) -> None:
+        self._end(sound)
+
+    def _end(self, sound: NDArray[np.float32]) -> None:
+        self.sound = sound
+        self.stage = Stage.DONE
+
+    # --- progress -------------------------------------------------------------------------------------------
+
+    def done_share(self) -> float:
+        """About how much of the work is done, 0 to 1; how long the speech gets shows only later."""
+        if self.stage in (Stage.SEMANTIC_PREFILL, Stage.SEMANTIC):
+            spoken = int((self.text != self.rules.semantic.text_pad_token).sum())
+            expected = min(8 * spoken, self.rules.semantic.max_tokens)
+            return 0.35 * min(len(self.semantic) / max(expected, 1), 1.0)
+        if self.stage in (Stage.COARSE_PREFILL, Stage.COARSE):
+            return 0.35 + 0.5 * self.coarse_made / self._coarse_total
+        return {Stage.FINE: 0.85, Stage.CODEC: 0.95}.get(self.stage, 1.0)

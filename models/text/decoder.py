@@ -1,0 +1,243 @@
+"""A decoder-only language model of transformers on the step engine: rows in slots, joining between two steps.
+
+A row's prompt but its last token is *prefilled* in chunks; then *decode* steps feed the newest token of every
+row and choose the next. Decode always runs all slots and prefill always the same number of chunks of the same
+size, so a row's numbers are the same bit for bit alone and in any company.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from jobs import ErrorKind, Event, JobError, Result, TextDelta, TextJob, TextResult
+from models.protocol import Lane, ModelSpec, OutOfMemoryError
+from models.text.chat import Prompter
+from models.text.detokenize import Detokenizer, StopFinder
+from models.text.row import Row
+from models.text.sampling import Sampling, choose
+from models.text.slots import SlotCache, slot_mask
+from models.text.weights import Checkpoint, load_checkpoint
+
+CHUNK = 32
+"""Tokens of one prompt in one row of a prefill forward."""
+
+FIRST_LENGTH = 2048
+"""Tokens a slot has memory for at first; it grows to the model's context when a row needs more."""
+
+
+class Decoder:
+    """`models.protocol.Model` for `TextJob`s. Slots, prefill chunks and the context are fixed at load."""
+
+    def __init__(self, spec: ModelSpec, checkpoint: Checkpoint) -> None:
+        self.name = spec.name
+        self.context = checkpoint.context
+        self._checkpoint = checkpoint
+        self._prompter = Prompter(checkpoint.tokenizer, model=spec.name, context=checkpoint.context)
+        self._device = torch.device(spec.device)
+        self._slots = spec.max_rows
+        self._free = list(range(spec.max_rows))
+        self._cache = SlotCache(
+            checkpoint.layers, slots=spec.max_rows, length=FIRST_LENGTH, limit=checkpoint.context
+        )
+        self._prefill_lane = Lane(spec.name, "prefill", (checkpoint.prefill_chunks, CHUNK))
+        self._decode_lane = Lane(spec.name, "decode", (spec.max_rows, 1))
+
+    # --- the verbs, in a row's order ------------------------------------------------------------------------
+
+    def prepare(self, job: TextJob) -> Row:
+        prompt = self._prompter.tokens(job)
+        return Row(
+            job=job,
+            prompt=prompt,
+            sampling=Sampling(seed=job.seed, temperature=job.temperature, top_p=job.top_p, top_k=job.top_k),
+            text=Detokenizer(self._prompter.decode, prompt),
+            stops=StopFinder(job.stop),
+        )
+
+    def reserve(self, row: Row) -> bool:
+        """A free slot, with memory for the whole row. Raises `JobError` when even all of it is too little."""
+        if not self._free:
+            return False
+        try:
+            self._cache.ensure(len(row.prompt) + row.job.max_tokens)
+        except torch.OutOfMemoryError as error:
+            if len(self._free) < self._slots:
+                return False
+            message = f"{self.name} has no memory for {len(row.prompt)} + {row.job.max_tokens} tokens."
+            raise JobError(ErrorKind.INVALID, message, param="max_tokens", code="out_of_memory") from error
+        row.slot = self._free.pop()
+        return True
+
+    def lane(self, row: Row) -> Lane | None:
+        if row.finish_reason is not None:
+            return None
+        return self._prefill_lane if row.to_prefill > 0 else self._decode_lane
+
+    def cost(self, row: Row) -> float:
+        """Rows of the forward: chunks of its prompt as far as one forward takes them, or one token."""
+        if row.to_prefill > 0:
+            return min(-(-row.to_prefill // CHUNK), self._checkpoint.prefill_chunks)
+        return 1
+
+    def budget(self, lane: Lane) -> float:
+        return lane.shape[0]
+
+    def step(self, lane: Lane, rows: Sequence[Row]) -> Sequence[Sequence[Event]]:
+        try:
+            with torch.inference_mode():
+                if lane == self._prefill_lane:
+                    self._prefill(rows)
+                    return [() for _ in rows]
+                tokens = self._decode(rows)
+        except torch.OutOfMemoryError as error:
+            raise OutOfMemoryError(f"a {lane.stage} step of {len(rows)} rows does not fit") from error
+        return [self._advance(row, token) for row, token in zip(rows, tokens, strict=True)]
+
+    def finish(self, row: Row) -> Result:
+        return TextResult(
+            model=self.name,
+            seed=row.job.seed,
+            text="".join(row.shown),
+            finish_reason=row.finish_reason or "length",
+            prompt_tokens=len(row.prompt),
+            completion_tokens=len(row.tokens),
+        )
+
+    def release(self, row: Row) -> None:
+        if row.slot is None:
+            return
+        if row.tainted:
+            self._cache.clear(row.slot)
+        self._free.append(row.slot)
+        row.slot = None
+
+    def warm_up(self) -> None:
+        """Runs both forwards on the cache's padding place, at the shortest and the longest read."""
+        with torch.inference_mode():
+            for longest in (1, self._cache.length):
+                self._forward_prefill([], longest)
+                self._forward_decode([], longest)
+
+    # --- prefill --------------------------------------------------------------------------------------------
+
+    def _prefill(self, rows: Sequence[Row]) -> None:
+        chunks: list[tuple[Row, int]] = []
+        ends: list[int] = []
+        for row in rows:
+            end = min(row.written + int(self.cost(row)) * CHUNK, len(row.prompt) - 1)
+            chunks += [(row, start) for start in range(row.written, end, CHUNK)]
+            ends.append(end)
+        if len(chunks) > self._checkpoint.prefill_chunks:
+            raise ValueError(f"{len(chunks)} chunks in a prefill of {self._checkpoint.prefill_chunks}")
+        self._forward_prefill(chunks, max(ends))
+        for row, end in zip(rows, ends, strict=True):
+            row.written = end
+
+    def _forward_prefill(self, chunks: Sequence[tuple[Row, int]], longest: int) -> None:
+        """Each chunk is a row of the forward. Chunks of one prompt may go together: all are written before
+        any is read, layer by layer. What fills up a chunk goes to the cache's spare place."""
+        count = self._checkpoint.prefill_chunks
+        ids = [[0] * CHUNK for _ in range(count)]
+        positions = [[0] * CHUNK for _ in range(count)]
+        write = [[self._cache.spare] * CHUNK for _ in range(count)]
+        slots = [self._slots] * count
+        for i, (row, start) in enumerate(chunks):
+            part = row.prompt[start : min(start + CHUNK, len(row.prompt) - 1)]
+            first = self._place(row, start)
+            ids[i][: len(part)] = part
+            positions[i][: len(part)] = range(start, start + len(part))
+            write[i][: len(part)] = range(first, first + len(part))
+            slots[i] = self._slot(row)
+        read = self._cache.place(self._tensor(write).flatten(), slots=self._tensor(slots), longest=longest)
+        self._checkpoint.hidden(
+            input_ids=self._tensor(ids),
+            position_ids=(places := self._tensor(positions)),
+            attention_mask=self._masks(places, read),
+            past_key_values=self._cache,
+            use_cache=True,
+        )
+
+    # --- decode ---------------------------------------------------------------------------------------------
+
+    def _decode(self, rows: Sequence[Row]) -> list[int]:
+        """The next token of each row; changes nothing but keys and values, which a repeat writes again."""
+        logits = self._forward_decode(rows, max(row.written for row in rows) + 1)
+        logits = logits[[self._slot(row) for row in rows]]
+        finite = torch.isfinite(logits.amax(dim=-1)).tolist()
+        if not all(finite):
+            for row, good in zip(rows, finite, strict=True):
+                row.tainted = row.tainted or not good
+            raise ArithmeticError(f"{self.name}: logits that are not finite")
+        return choose(logits, [row.sampling for row in rows], [len(row.tokens) for row in rows])
+
+    def _forward_decode(self, rows: Sequence[Row], longest: int) -> Tensor:
+        """One token of every slot -> logits [slots, vocabulary]; slots of no row run on padding."""
+        ids = [0] * self._slots
+        positions = [0] * self._slots
+        write = [self._cache.spare] * self._slots
+        for row in rows:
+            slot = self._slot(row)
+            ids[slot] = row.newest
+            positions[slot] = row.written
+            write[slot] = self._place(row, row.written)
+        read = self._cache.place(self._tensor(write), slots=None, longest=longest)
+        places = self._tensor(positions)[:, None]
+        return self._checkpoint.logits(
+            input_ids=self._tensor(ids)[:, None],
+            position_ids=places,
+            attention_mask=self._masks(places, read),
+            past_key_values=self._cache,
+            use_cache=True,
+        )[:, -1]
+
+    def _advance(self, row: Row, token: int) -> Sequence[Event]:
+        """Commits one token of a row: its text, its end, and what of it may be shown."""
+        row.written += 1
+        row.tokens.append(token)
+        if token in self._checkpoint.end_tokens:
+            row.finish_reason = "stop"
+            fresh = ""
+        else:
+            fresh = row.stops.push(row.text.push(token))
+            if row.stops.found:
+                row.finish_reason = "stop"
+            elif len(row.tokens) >= row.job.max_tokens:
+                row.finish_reason = "length"
+        if row.finish_reason is not None and not row.stops.found:
+            fresh += row.stops.push(row.text.flush()) + row.stops.flush()
+        if not fresh:
+            return ()
+        row.shown.append(fresh)
+        return (TextDelta(text=fresh),) if row.job.stream else ()
+
+    # --- shapes ---------------------------------------------------------------------------------------------
+
+    def _masks(self, positions: Tensor, read: int) -> Tensor | dict[str, Tensor]:
+        """By layer type where the model's layers differ, else one for all."""
+        made = {
+            kind: slot_mask(
+                positions, read, groups=self._checkpoint.groups, window=window, dtype=self._checkpoint.dtype
+            )
+            for kind, window in self._checkpoint.windows.items()
+        }
+        return made if len(made) > 1 else next(iter(made.values()))
+
+    def _slot(self, row: Row) -> int:
+        if row.slot is None:
+            raise RuntimeError(f"row {row.job.id} was not reserved")
+        return row.slot
+
+    def _place(self, row: Row, position: int) -> int:
+        return self._slot(row) * self._cache.length + position
+
+    def _tensor(self, numbers: Any) -> Tensor:
+        return torch.tensor(numbers, device=self._device)
+
+
+def load(spec: ModelSpec) -> Decoder:
+    """Raises `ValueError` for a checkpoint this engine cannot run (says why), `OSError` for a broken one."""
+    return Decoder(spec, load_checkpoint(spec))

@@ -1,0 +1,84 @@
+"""Attention in training: a faster kernel, and a start for the coarse stage that knows what is when."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Generator
+from contextlib import contextmanager
+
+import torch
+from torch import Tensor, nn
+from torch.nn import functional
+from transformers.models.bark import BarkCoarseModel
+from transformers.models.bark.modeling_bark import BarkSelfAttention
+
+from models.training.speech_model import COARSE_CODEBOOKS, COARSE_SEMANTIC
+
+
+def _fused(
+    query: Tensor, key: Tensor, value: Tensor, attention_mask: Tensor | None = None
+) -> tuple[Tensor, Tensor | None]:
+    if attention_mask is not None:
+        raise ValueError("training batches are padded on the right of a causal model: they need no mask")
+    return functional.scaled_dot_product_attention(query, key, value, is_causal=True), None
+
+
+@contextmanager
+def fused_attention(model: nn.Module) -> Generator[None]:
+    """Let the model's causal attention layers use torch's fused kernel, the same function, inside the block.
+
+    transformers has Bark's eager attention only, which is a third of a training step on CPU.
+    """
+    layers = [
+        module for module in model.modules() if isinstance(module, BarkSelfAttention) and module.is_causal
+    ]
+    for layer in layers:
+        layer.__dict__["_attn"] = _fused
+    try:
+        yield
+    finally:
+        for layer in layers:
+            del layer.__dict__["_attn"]
+
+
+@torch.no_grad()
+def align_positions(model: BarkCoarseModel) -> None:
+    """Start the coarse stage with first-layer heads that look at the semantic tokens of now, next and before.
+
+    Left to itself it spends hundreds of steps at the entropy of its own past before it finds that coarse
+    token i belongs to semantic token i / 4. So the position embeddings begin as sinusoids of the time that a
+    position is about (Vaswani et al. 2017), in the same units on both sides; shifting them in time is a
+    rotation, which is what the heads' queries do. All of it stays trainable.
+    """
+    ratio = 2 * COARSE_CODEBOOKS
+    parameters = dict(model.named_parameters())
+    positions = parameters["position_embeds_layer.weight"]
+    head_size = model.config.hidden_size // model.config.num_heads
+    waves = (head_size - 2) // 2
+    semantic = ratio * torch.arange(COARSE_SEMANTIC) + (ratio - 1) / 2
+    # The position after the window (the infer token) predicts coarse token 0. One more, because histories
+    # come with a frame (two tokens) dropped or without: the middle of both.
+    coarse = torch.arange(len(positions) - COARSE_SEMANTIC) + 1.0
+    time = torch.cat([semantic, coarse])
+    rates = 2 * math.pi / torch.logspace(math.log10(6), math.log10(600), waves)
+    size = 3 * model.config.initializer_range
+    positions[:, :waves] = size * torch.sin(time[:, None] * rates)
+    positions[:, waves : 2 * waves] = size * torch.cos(time[:, None] * rates)
+    # A constant to ask with, a mark of the semantic side to answer with: else coarse tokens find themselves.
+    ask, answer = 2 * waves, 2 * waves + 1
+    positions[:, ask] = 2 * size
+    positions[:COARSE_SEMANTIC, answer] = 2 * size
+    positions[COARSE_SEMANTIC:, answer] = -2 * size
+    weight = parameters["layers.0.attn.att_proj.weight"]
+    sines, cosines = torch.arange(waves), torch.arange(waves, 2 * waves)
+    for head, shift in enumerate((0, ratio, -ratio)):
+        query, key = head * head_size, model.config.hidden_size + head * head_size
+        turned_cos, turned_sin = torch.cos(rates * shift), torch.sin(rates * shift)
+        weight[query + sines, sines] = turned_cos
+        weight[query + sines, cosines] = turned_sin
+        weight[query + cosines, cosines] = turned_cos
+        weight[query + cosines, sines] = -turned_sin
+        weight[key + sines, sines] = 1.0
+        weight[key + cosines, cosines] = 1.0
+        weight[query + ask, ask] = 1.0
+        weight[key + ask, answer] = 1.0

@@ -1,0 +1,272 @@
+"""In-flight batching: admit, step, retire, cancel. Knows no model and imports no torch.
+
+One thread owns every row and runs every step. Other threads speak to it through an inbox: callers of
+`submit` and `cancel`, and the pools in which models prepare and finish rows beside the steps.
+"""
+
+from __future__ import annotations
+
+import logging
+import queue
+import threading
+import time
+from bisect import insort
+from collections.abc import Callable, Mapping, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from typing import Any
+
+from jobs import Done, ErrorKind, Event, Failed, Job, JobError, Queued
+from models.protocol import Lane, Model, OutOfMemoryError
+from runners.failures import CANCELLED, CLOSING, INTERNAL, LATE, NO_MEMORY, isolated
+from runners.lanes import Lanes
+from runners.metrics import EngineMetrics
+from runners.register import Register
+from runners.stream import Stream
+from runners.ticket import Outcome, Pace, Ticket
+
+log = logging.getLogger("triptych.engine")
+
+
+class Engine:
+    """Serves jobs on the given models, many at a time; a job that names no model goes to the first.
+
+    `queue_size` bounds the jobs that wait for admission; `buffer_size` the unread events of one job.
+    `on_crash` is called, on the engine's thread, if the engine itself fails.
+    """
+
+    def __init__(
+        self,
+        models: Mapping[str, Model[Any, Any]],
+        metrics: EngineMetrics,
+        *,
+        queue_size: int = 64,
+        buffer_size: int = 64,
+        finish_threads: int = 2,
+        on_crash: Callable[[], None] | None = None,
+    ) -> None:
+        self._models = models
+        self._metrics = metrics
+        self._buffer_size = buffer_size
+        self._on_crash = on_crash
+        self._pace = Pace()
+        self._register = Register(queue_size, metrics, self._pace)
+        self._inbox: queue.SimpleQueue[Callable[[], None]] = queue.SimpleQueue()
+        self._closed = False
+        self._waiting: list[Ticket] = []
+        self._lanes: Lanes[Ticket] = Lanes(
+            cost=lambda ticket: ticket.model.cost(ticket.row),
+            budget=lambda ticket, lane: ticket.model.budget(lane),
+            runnable=lambda ticket: not ticket.stream.full,
+        )
+        # Preparing may wait for a load, so every waiting job may have a thread; finishing burns a core.
+        self._prepare_pool = ThreadPoolExecutor(queue_size, "prepare")
+        self._finish_pool = ThreadPoolExecutor(finish_threads, "finish")
+        self._thread = threading.Thread(target=self._run, name="engine", daemon=True)
+
+    def start(self) -> None:
+        self._thread.start()
+
+    # --- callers, on any thread -----------------------------------------------------------------------------
+
+    def submit(self, job: Job) -> Stream:
+        """Queues a job and gives its events; call it on the event loop that will read them.
+
+        Raises `JobError` at once: NOT_FOUND for a model not here, OVERLOADED when the queue is full,
+        UNAVAILABLE while draining, INVALID for an id in use.
+        """
+        ticket = Ticket(job, self._model_of(job), Stream(self._buffer_size, self._wake))
+        self._register.enter(ticket)
+        self._prepare_pool.submit(self._prepare, ticket)
+        self._wake()  # its deadline may be the next one
+        return ticket.stream
+
+    def cancel(self, job_id: str) -> bool:
+        """Ends a job between two steps; False when none of that id is at work."""
+        ticket = self._register.find(job_id)
+        if ticket is None:
+            return False
+        self._inbox.put(lambda: self._end(ticket, CANCELLED, Outcome.CANCELLED))
+        return True
+
+    def drain(self, timeout_s: float) -> bool:
+        """Refuses new jobs and waits for those at work; False when some are left at the timeout."""
+        self._register.close()
+        return self._register.wait_empty(timeout_s)
+
+    def close(self) -> None:
+        """Ends what is left with UNAVAILABLE, releases every row and stops the threads."""
+        self._register.close()
+        self._inbox.put(self._close)
+        self._thread.join()
+        self._prepare_pool.shutdown()
+        self._finish_pool.shutdown()
+
+    def _model_of(self, job: Job) -> Model[Any, Any]:
+        name = job.model or next(iter(self._models))
+        if name not in self._models:
+            raise JobError(
+                ErrorKind.NOT_FOUND,
+                f"There is no model '{name}' here. There are: {', '.join(self._models)}.",
+                param="model",
+                code="model_not_found",
+            )
+        return self._models[name]
+
+    def _wake(self) -> None:
+        self._inbox.put(lambda: None)
+
+    # --- beside the steps, in the pools ---------------------------------------------------------------------
+
+    def _prepare(self, ticket: Ticket) -> None:
+        outcome = isolated(lambda: ticket.model.prepare(ticket.job))
+        self._inbox.put(lambda: self._prepared(ticket, outcome))
+
+    def _finish(self, ticket: Ticket) -> None:
+        outcome = isolated(lambda: ticket.model.finish(ticket.row))
+        self._inbox.put(lambda: self._finished(ticket, outcome))
+
+    # --- the engine's thread --------------------------------------------------------------------------------
+
+    def _run(self) -> None:
+        try:
+            stepped = False
+            while not (self._closed and self._register.empty):
+                self._read_inbox(wait=not stepped)
+                self._end_late()
+                self._admit()
+                taken = self._lanes.take()
+                stepped = taken is not None
+                if taken is not None:
+                    self._step(*taken)
+                    self._lanes.prune()
+        except Exception:
+            log.critical("The engine failed", exc_info=True)
+            if self._on_crash is not None:
+                self._on_crash()
+
+    def _read_inbox(self, *, wait: bool) -> None:
+        try:
+            if wait:
+                self._pace.pause()
+                self._inbox.get(timeout=self._next_deadline_s())()
+            while True:
+                self._inbox.get_nowait()()
+        except queue.Empty:
+            return
+
+    def _next_deadline_s(self) -> float | None:
+        deadlines = [ticket.deadline for ticket in self._register.all() if not ticket.ended]
+        return max(0.0, min(deadlines) - time.monotonic()) if deadlines else None
+
+    def _end_late(self) -> None:
+        now = time.monotonic()
+        for ticket in self._register.all():
+            if ticket.deadline <= now:
+                self._end(ticket, LATE, Outcome.LATE)
+
+    def _prepared(self, ticket: Ticket, outcome: Any) -> None:
+        ticket.in_pool = False
+        if isinstance(outcome, Failed):
+            self._register.leave(ticket)
+            self._end(ticket, outcome, Outcome.FAILED)
+            return
+        ticket.row = outcome
+        if ticket.ended:
+            self._release(ticket)
+            return
+        insort(self._waiting, ticket, key=lambda waiting: waiting.number)
+        ticket.stream.put(Queued(position=self._waiting.index(ticket)))
+
+    def _admit(self) -> None:
+        """Admits in order of arrival; one that must wait for memory blocks none behind it."""
+        before = len(self._waiting)
+        for ticket in list(self._waiting):
+            reserved = isolated(lambda ticket=ticket: ticket.model.reserve(ticket.row))
+            if isinstance(reserved, Failed):
+                self._end(ticket, reserved, Outcome.FAILED)
+            elif reserved:
+                self._waiting.remove(ticket)
+                self._register.admitted(ticket)
+                self._go_on(ticket)
+        if len(self._waiting) < before:
+            for position, ticket in enumerate(self._waiting):
+                ticket.stream.put(Queued(position=position))
+
+    def _step(self, lane: Lane, tickets: list[Ticket]) -> None:
+        started = time.monotonic()
+        try:
+            events = tickets[0].model.step(lane, [ticket.row for ticket in tickets])
+        except OutOfMemoryError:
+            self._lanes.limit(lane, len(tickets) // 2)
+            self._split(lane, tickets, NO_MEMORY)
+            return
+        except Exception:
+            log.exception("A step of lane %s with %d rows failed", lane, len(tickets))
+            self._split(lane, tickets, INTERNAL)
+            return
+        elapsed_s = time.monotonic() - started
+        self._metrics.stepped(lane.stage, elapsed_s, len(tickets))
+        self._lanes.stepped(lane, tickets, elapsed_s)
+        for ticket, its_events in zip(tickets, events, strict=True):
+            self._advance(ticket, started, its_events)
+
+    def _split(self, lane: Lane, tickets: list[Ticket], failure: Failed) -> None:
+        """A failed step changed nothing: its halves run again, until the guilty row is alone."""
+        if len(tickets) == 1:
+            self._end(tickets[0], failure, Outcome.FAILED)
+            return
+        half = len(tickets) // 2
+        self._step(lane, tickets[:half])
+        self._step(lane, tickets[half:])
+
+    def _advance(self, ticket: Ticket, started: float, events: Sequence[Event]) -> None:
+        ticket.lane = None
+        if ticket.first_step is None:
+            ticket.first_step = started
+            self._metrics.started(started - ticket.arrived)
+        for event in events:
+            ticket.stream.put(event)
+        self._go_on(ticket)
+
+    def _go_on(self, ticket: Ticket) -> None:
+        ticket.lane = ticket.model.lane(ticket.row)
+        if ticket.lane is not None:
+            self._lanes.add(ticket.lane, ticket)
+        else:
+            ticket.in_pool = True
+            self._finish_pool.submit(self._finish, ticket)
+
+    def _finished(self, ticket: Ticket, outcome: Any) -> None:
+        ticket.in_pool = False
+        if ticket.ended:
+            self._release(ticket)
+        elif isinstance(outcome, Failed):
+            self._end(ticket, outcome, Outcome.FAILED)
+        else:
+            self._pace.done()
+            self._end(ticket, ticket.done(outcome), Outcome.DONE)
+
+    def _end(self, ticket: Ticket, last: Done | Failed, outcome: Outcome) -> None:
+        """Says the last word and lets the row go, at once or when the pool that holds it gives it back."""
+        if ticket.ended:
+            return
+        ticket.ended = True
+        self._register.admitted(ticket)
+        self._metrics.ended(outcome)
+        if ticket in self._waiting:
+            self._waiting.remove(ticket)
+        if ticket.lane is not None:
+            self._lanes.remove(ticket.lane, ticket)
+            ticket.lane = None
+        if not ticket.in_pool and ticket.row is not None:
+            self._release(ticket)
+        ticket.stream.put(last)
+
+    def _release(self, ticket: Ticket) -> None:
+        ticket.model.release(ticket.row)
+        self._register.leave(ticket)
+
+    def _close(self) -> None:
+        for ticket in self._register.all():
+            self._end(ticket, CLOSING, Outcome.CANCELLED)
+        self._closed = True

@@ -1,0 +1,180 @@
+"""What every runner's process does: loads its models beside its server, and hands jobs to what steps them.
+
+A runner answers from its first moment: while it loads, `state` says so and jobs are refused with UNAVAILABLE.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+import os
+import threading
+from collections.abc import AsyncGenerator, AsyncIterable
+from typing import Any, Literal, Protocol, TypedDict
+
+import bentoml
+from pydantic import ValidationError
+
+from jobs import Done, ErrorKind, Event, Failed, Job, JobError, decode_job, encode_event
+from models.catalog import CatalogError, Entry, Modality, models_served
+from runners.placement import Placement, PlacementError, place
+from settings import Settings, SettingsError, settings
+from untimed import UntimedService
+
+log = logging.getLogger("triptych.runner")
+
+SERVICE: Any = {
+    "service_class": UntimedService,
+    "workers": 1,
+    # A stream is cut at its runner's timeout, so the runner's is out of the way and deadlines travel in jobs.
+    "traffic": {"timeout": 86_400},
+    # The client that BentoML keeps to a runner closes its session, calls in flight included, at these bounds.
+    "runner_connection": {"max_requests": 10**9, "max_age": 1e9},
+    # The gateway logs each request once.
+    "logging": {"access": {"enabled": False}},
+}
+"""The options of every runner's `bentoml.service`."""
+
+CRASHED = 70  # EX_SOFTWARE
+BEAT_S = 1.0
+
+
+class RunnerState(TypedDict):
+    state: Literal["loading", "ready", "down"]
+    why: str
+    models: list[str]
+
+
+class Backend(Protocol):
+    """What steps jobs: our engine, or one that brings its own."""
+
+    def submit(self, job: Job) -> AsyncIterable[Event]: ...
+    def cancel(self, job_id: str) -> bool: ...
+    def drain(self, timeout_s: float) -> bool: ...
+    def close(self) -> None: ...
+
+
+class Runner:
+    """The base of the three services: one modality, one process, one backend."""
+
+    modality: Modality
+
+    def __init__(self) -> None:
+        self._backend: Backend | None = None
+        self._state: RunnerState = {"state": "loading", "why": "its models are being loaded", "models": []}
+        threading.Thread(target=self._load, name="load", daemon=True).start()
+
+    def build(self, entries: dict[str, Entry], placement: Placement, options: Settings) -> Backend:
+        """Loads the models and starts what steps them; on the loading thread."""
+        raise NotImplementedError
+
+    def warm_up_job(self) -> Job:
+        """A small real job, answered before the runner says ready."""
+        raise NotImplementedError
+
+    # --- the calls of a runner ------------------------------------------------------------------------
+
+    @bentoml.api
+    async def run(self, job: str) -> AsyncGenerator[str, None]:
+        """Takes a job as ASCII JSON, gives its events as lines of ASCII JSON; the last is done or failed."""
+        try:
+            order = decode_job(job)
+            events = self._ready_backend().submit(order)
+        except ValidationError:
+            yield encode_event(_UNKNOWN_JOB)
+            return
+        except JobError as error:
+            yield encode_event(Failed.of(error))
+            return
+        try:
+            async for event in events:
+                yield encode_event(event)
+        finally:
+            self._ready_backend().cancel(order.id)  # when the reader has gone; after the end it does nothing
+
+    @bentoml.api
+    async def cancel(self, id: str) -> bool:
+        """Ends a job between two steps; False when none of that id is at work."""
+        return self._backend is not None and self._backend.cancel(id)
+
+    @bentoml.api
+    async def state(self) -> dict[str, Any]:
+        return dict(self._state)
+
+    @bentoml.api
+    async def watch(self) -> AsyncGenerator[str, None]:
+        """A line now and then while this process lives: who reads it knows at once when it has gone."""
+        while True:
+            yield "\n"
+            await asyncio.sleep(BEAT_S)
+
+    # --- life cycle -----------------------------------------------------------------------------------------
+
+    @bentoml.on_shutdown
+    def stop(self) -> None:
+        if self._backend is not None:
+            self._backend.drain(settings().drain_s)
+            self._backend.close()
+
+    def _load(self) -> None:
+        from models.loading import LoadError  # late, with torch: the service's description needs neither
+
+        try:
+            options = settings()
+            entries = models_served(options.profile, self.modality)
+            if not entries:
+                self._down(f"the profile {options.profile} has no {self.modality} model")
+                return
+            placement = place(self.modality, options)
+            _share_cores(placement.cpu_threads)
+            backend = self.build(entries, placement, options)
+            asyncio.run(_answer(backend, self.warm_up_job()))
+        except (LoadError, CatalogError, SettingsError, PlacementError) as error:
+            self._down(str(error))
+        except Exception:
+            log.exception("The %s runner could not start", self.modality)
+            self._down("it could not start; its log says why")
+        else:
+            self._backend = backend
+            self._state = {"state": "ready", "why": "", "models": list(entries)}
+            log.info("The %s runner is ready: %s on %s", self.modality, ", ".join(entries), placement.device)
+
+    def _down(self, why: str) -> None:
+        log.error("The %s runner is down: %s", self.modality, why)
+        self._state = {"state": "down", "why": why, "models": []}
+
+    def _ready_backend(self) -> Backend:
+        if self._backend is None:
+            loading = self._state["state"] == "loading"
+            doing = "loading its models" if loading else "down"
+            raise JobError(
+                ErrorKind.UNAVAILABLE,
+                f"The {self.modality} runner is {doing}; try again later.",
+                code="runner_not_ready",
+                retry_after_s=5 if loading else 60,
+            )
+        return self._backend
+
+
+_UNKNOWN_JOB = Failed(
+    error=ErrorKind.INTERNAL, message="This runner does not understand the gateway's jobs: update both."
+)
+
+
+def crash() -> None:
+    """Ends the process, which the supervisor starts anew: an engine that failed has lost its rows."""
+    os._exit(CRASHED)
+
+
+def _share_cores(threads: int) -> None:
+    """Three runners share the cores, so none may spin on them while it waits. Before torch is imported."""
+    os.environ.setdefault("OMP_NUM_THREADS", str(threads))
+    os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
+
+
+async def _answer(backend: Backend, job: Job) -> None:
+    async for event in backend.submit(job):
+        if isinstance(event, Failed):
+            raise RuntimeError(f"The warm-up failed: {event.message}")
+        if isinstance(event, Done):
+            return

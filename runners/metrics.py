@@ -1,0 +1,63 @@
+"""The engine's counters, by the names that dashboards rely on."""
+
+from __future__ import annotations
+
+from prometheus_client import REGISTRY, CollectorRegistry, Counter, Gauge, Histogram
+
+_SECONDS = (0.001, 0.0025, 0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1, 2.5, 5, 10, 30, 60)
+_ROWS = (1, 2, 3, 4, 6, 8, 12, 16, 24, 32, 64)
+
+
+class EngineMetrics:
+    """Made once a process and registry, after BentoML has said where the processes' metrics are gathered."""
+
+    def __init__(self, modality: str, registry: CollectorRegistry = REGISTRY) -> None:
+        self._modality = modality
+        self._rows = Counter(
+            "triptych_rows_total",
+            "Jobs that ended, by outcome: done, cancelled, late, failed, refused.",
+            ["modality", "outcome"],
+            registry=registry,
+        )
+        self._queue_seconds = Histogram(
+            "triptych_queue_seconds",
+            "Seconds from a job's arrival to its first step.",
+            ["modality"],
+            buckets=_SECONDS,
+            registry=registry,
+        )
+        self._step_seconds = Histogram(
+            "triptych_step_seconds",
+            "Seconds one fused forward took.",
+            ["modality", "lane"],
+            buckets=_SECONDS,
+            registry=registry,
+        )
+        self._rows_per_step = Histogram(
+            "triptych_rows_per_step",
+            "Rows that one fused forward advanced.",
+            ["modality", "lane"],
+            buckets=_ROWS,
+            registry=registry,
+        )
+        self._queue_depth = Gauge(
+            "triptych_queue_depth",
+            "Jobs that wait to be admitted.",
+            ["modality"],
+            multiprocess_mode="livemostrecent",
+            registry=registry,
+        )
+        self.queue_depth(0)
+
+    def ended(self, outcome: str) -> None:
+        self._rows.labels(self._modality, outcome).inc()
+
+    def started(self, queue_s: float) -> None:
+        self._queue_seconds.labels(self._modality).observe(queue_s)
+
+    def stepped(self, lane: str, seconds: float, rows: int) -> None:
+        self._step_seconds.labels(self._modality, lane).observe(seconds)
+        self._rows_per_step.labels(self._modality, lane).observe(rows)
+
+    def queue_depth(self, jobs: int) -> None:
+        self._queue_depth.labels(self._modality).set(jobs)

@@ -1,0 +1,24 @@
+"""The runner of speech."""
+
+from __future__ import annotations
+
+import bentoml
+
+from jobs import Job, SpeechJob
+from models.catalog import Entry, Modality
+from runners.hosting import SERVICE, Backend, Runner
+from runners.placement import Placement
+from settings import Settings
+
+
+@bentoml.service(name="SpeechRunner", **SERVICE)
+class SpeechRunner(Runner):
+    modality = Modality.SPEECH
+
+    def build(self, entries: dict[str, Entry], placement: Placement, options: Settings) -> Backend:
+        from runners.stepping import step_engine
+
+        return step_engine(self.modality, entries, placement, options)
+
+    def warm_up_job(self) -> Job:
+        return SpeechJob(id="warm-up", timeout_s=600, seed=0, text="one", temperature=0.6)

@@ -1,0 +1,85 @@
+"""A job at work in the engine, and the pace at which jobs get done."""
+
+from __future__ import annotations
+
+import itertools
+import time
+from enum import StrEnum
+from typing import Any
+
+from jobs import Done, Job, Result
+from models.protocol import Lane, Model
+from runners.stream import Stream
+
+_numbers = itertools.count()
+
+
+class Outcome(StrEnum):
+    DONE = "done"
+    CANCELLED = "cancelled"
+    LATE = "late"
+    FAILED = "failed"
+    REFUSED = "refused"
+
+
+class Ticket:
+    """One job from arrival to end; times are `time.monotonic()` seconds."""
+
+    __slots__ = (
+        "arrived",
+        "deadline",
+        "ended",
+        "first_step",
+        "in_pool",
+        "job",
+        "lane",
+        "model",
+        "number",
+        "queued",
+        "row",
+        "stream",
+    )
+
+    def __init__(self, job: Job, model: Model[Any, Any], stream: Stream) -> None:
+        self.job = job
+        self.model = model
+        self.stream = stream
+        self.number = next(_numbers)
+        self.arrived = time.monotonic()
+        self.deadline = self.arrived + job.timeout_s
+        self.row: Any = None
+        self.lane: Lane | None = None
+        self.first_step: float | None = None
+        self.queued = True  # counts against the queue's bound
+        self.in_pool = True  # a pool works on the row: it cannot be released yet
+        self.ended = False  # the reader has had the last word
+
+    def done(self, result: Result) -> Done:
+        now = time.monotonic()
+        first_step = self.first_step if self.first_step is not None else now
+        return Done(
+            result=result,
+            queue_ms=round((first_step - self.arrived) * 1000, 3),
+            total_ms=round((now - self.arrived) * 1000, 3),
+        )
+
+
+class Pace:
+    """Predicts a wait from the time between two results while the engine is busy."""
+
+    def __init__(self) -> None:
+        self._interval_s = 1.0
+        self._last: float | None = None
+
+    def done(self) -> None:
+        now = time.monotonic()
+        if self._last is not None:
+            self._interval_s += 0.2 * (now - self._last - self._interval_s)
+        self._last = now
+
+    def pause(self) -> None:
+        """The engine is idle: the time until the next result says nothing."""
+        self._last = None
+
+    def wait_s(self, jobs_before: int) -> float:
+        return min(max(1.0, jobs_before * self._interval_s), 60.0)

@@ -1,0 +1,118 @@
+"""vLLM as a runner's backend: its engine lives on an event loop of its own, in a thread of its own."""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+import threading
+
+from jobs import Done, ErrorKind, Failed, Job, JobError, TextJob
+from models.catalog import Entry
+from models.loading import LoadError, spec_of
+from models.text.vllm import VllmOptions, VllmText
+from runners.failures import CLOSING, INTERNAL
+from runners.hosting import crash
+from runners.metrics import EngineMetrics
+from runners.placement import Placement
+from runners.stream import Stream
+from runners.ticket import Outcome
+from settings import Settings
+
+log = logging.getLogger("triptych.runner")
+
+BUFFERED_EVENTS = 4096
+"""vLLM holds a row for no reader: what one has not read waits here, at most one event a token."""
+
+_OUTCOMES = {ErrorKind.CANCELLED: Outcome.CANCELLED, ErrorKind.TIMEOUT: Outcome.LATE}
+
+
+def vllm_backend(entries: dict[str, Entry], placement: Placement, options: Settings) -> VllmBackend:
+    """Starts vLLM on the profile's text model. Raises `models.loading.LoadError`."""
+    if len(entries) != 1:
+        raise LoadError(f"vLLM serves one model a runner, and the profile has {', '.join(entries)}.")
+    name, entry = next(iter(entries.items()))
+    how = VllmOptions(
+        max_waiting=options.queue_size, gpu_memory_fraction=placement.gpu_memory_fraction or 0.9
+    )
+    try:
+        return VllmBackend(VllmText(spec_of(name, entry, placement.device), how), EngineMetrics("text"))
+    except (ImportError, ValueError) as error:
+        raise LoadError(f"vLLM cannot serve {name}: {error}") from error
+
+
+class VllmBackend:
+    """`runners.hosting.Backend` over vLLM; safe to call from any thread."""
+
+    def __init__(self, model: VllmText, metrics: EngineMetrics) -> None:
+        """Loads the model; returns when it is ready."""
+        self._model = model
+        self._metrics = metrics
+        self._closing = False
+        self._tasks: dict[str, asyncio.Task[None]] = {}
+        self._loop = asyncio.new_event_loop()
+        self._thread = threading.Thread(target=self._loop.run_forever, name="vllm", daemon=True)
+        self._thread.start()
+        asyncio.run_coroutine_threadsafe(model.start(), self._loop).result()
+
+    def submit(self, job: Job) -> Stream:
+        """The job's events, for a reader on the calling loop. Raises `JobError` for a model not here."""
+        if not isinstance(job, TextJob) or job.model not in (None, self._model.name):
+            raise JobError(
+                ErrorKind.NOT_FOUND,
+                f"There is no model '{job.model}' here. There are: {self._model.name}.",
+                param="model",
+                code="model_not_found",
+            )
+        if self._closing:
+            raise CLOSING.as_error()
+        stream = Stream(BUFFERED_EVENTS, lambda: None)
+        self._loop.call_soon_threadsafe(self._start, job, stream)
+        return stream
+
+    def cancel(self, job_id: str) -> bool:
+        known = job_id in self._tasks
+        self._loop.call_soon_threadsafe(self._model.cancel, job_id)
+        return known
+
+    def drain(self, timeout_s: float) -> bool:
+        self._closing = True
+        return asyncio.run_coroutine_threadsafe(self._drained(timeout_s), self._loop).result()
+
+    def close(self) -> None:
+        self._closing = True
+        asyncio.run_coroutine_threadsafe(self._model.close(), self._loop).result()
+        self._loop.call_soon_threadsafe(self._loop.stop)
+        self._thread.join()
+        self._loop.close()
+
+    def _start(self, job: TextJob, stream: Stream) -> None:
+        task = self._loop.create_task(self._pump(job, stream))
+        self._tasks[job.id] = task
+        task.add_done_callback(lambda _: self._tasks.pop(job.id, None))
+
+    async def _pump(self, job: TextJob, stream: Stream) -> None:
+        outcome = Outcome.FAILED
+        last: Done | Failed = INTERNAL
+        try:
+            async for event in self._model.events(job):
+                if isinstance(event, Done):
+                    outcome, last = Outcome.DONE, event
+                    self._metrics.started(event.queue_ms / 1000)
+                else:
+                    stream.put(event)
+        except JobError as error:
+            refused = error.kind is ErrorKind.OVERLOADED
+            outcome = Outcome.REFUSED if refused else _OUTCOMES.get(error.kind, Outcome.FAILED)
+            last = Failed.of(error)
+        except Exception:
+            log.exception("vLLM failed on a job")
+        self._metrics.ended(outcome)
+        stream.put(last)
+        if not self._model.ready and not self._closing:
+            crash()
+
+    async def _drained(self, timeout_s: float) -> bool:
+        if not self._tasks:
+            return True
+        _, left = await asyncio.wait(self._tasks.values(), timeout=timeout_s)
+        return not left

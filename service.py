@@ -1,0 +1,41 @@
+"""The entry service: puts the gateway and its runners together. Importing it loads no torch."""
+
+from __future__ import annotations
+
+import asyncio
+from typing import Any
+
+import bentoml
+
+from gateway.greeting import greet
+from gateway.options import GatewayOptions
+from gateway.service import Gateway, open_doors
+from models.catalog import Modality, models_served
+from runners.image import ImageRunner
+from runners.speech import SpeechRunner
+from runners.text import TextRunner
+from settings import settings
+from untimed import UntimedService
+
+given = settings()
+
+
+@bentoml.service(name="triptych", workers=1, service_class=UntimedService)
+class Triptych(Gateway):
+    """Text, images and speech from open models."""
+
+    text_runner: Any = bentoml.depends(TextRunner, url=given.text_runner_url)
+    image_runner: Any = bentoml.depends(ImageRunner, url=given.image_runner_url)
+    speech_runner: Any = bentoml.depends(SpeechRunner, url=given.speech_runner_url)
+    options = GatewayOptions(
+        timeout_s=given.timeout_s,
+        max_body_bytes=given.max_body_bytes,
+        required=frozenset(each.value for each in Modality if models_served(given.profile, each)),
+    )
+
+    @bentoml.on_startup
+    async def greet(self) -> None:
+        self._greeting = asyncio.create_task(greet(self.readiness, f"http://{given.host}:{given.port}"))
+
+
+open_doors(Triptych)

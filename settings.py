@@ -1,0 +1,113 @@
+"""Every setting of the service, typed, in one place.
+
+A setting is given as an environment variable (`TRIPTYCH_QUEUE_SIZE=128`; `HOST` and `PORT` work bare too) or
+in a TOML file (`triptych.toml` in the working directory, or the file that `TRIPTYCH_SETTINGS` names). The
+environment wins. A key that does not exist is an error that names it.
+"""
+
+from __future__ import annotations
+
+import difflib
+import os
+from functools import cache
+from pathlib import Path
+from typing import Annotated, Literal
+
+from pydantic import AliasChoices, Field, ValidationError
+from pydantic_settings import (
+    BaseSettings,
+    PydanticBaseSettingsSource,
+    SettingsConfigDict,
+    TomlConfigSettingsSource,
+)
+
+PREFIX = "TRIPTYCH_"
+FILE_VARIABLE = PREFIX + "SETTINGS"
+
+
+class SettingsError(Exception):
+    """A setting that does not exist or is out of bounds; the message names it."""
+
+
+def _bare(name: str) -> AliasChoices:
+    return AliasChoices(name, PREFIX + name.upper(), name.upper())
+
+
+class Settings(BaseSettings):
+    model_config = SettingsConfigDict(env_prefix=PREFIX, extra="forbid", frozen=True)
+
+    host: Annotated[str, Field(validation_alias=_bare("host"))] = "127.0.0.1"
+    """The address to listen on."""
+    port: Annotated[int, Field(ge=1, le=65535, validation_alias=_bare("port"))] = 3000
+    """The port to listen on."""
+    profile: str = "embedded"
+    """Which models to serve: `embedded`, `standard`, or the path of a catalog file of your own (`.yaml`)."""
+    device: Literal["auto", "cpu", "cuda"] = "auto"
+    """Where models run; `auto` takes the GPUs that are there."""
+    text_engine: Literal["auto", "transformers", "vllm"] = "auto"
+    """What steps text models; `auto` is vLLM on a GPU where it is installed, transformers elsewhere."""
+    cpu_threads: Annotated[int, Field(ge=0, le=256)] = 0
+    """Threads of each runner on a CPU; 0 deals out the cores."""
+    text_runner_url: str | None = None
+    """Where the text runner is served on its own; without one it is started beside the gateway."""
+    image_runner_url: str | None = None
+    """Where the image runner is served on its own."""
+    speech_runner_url: str | None = None
+    """Where the speech runner is served on its own."""
+    queue_size: Annotated[int, Field(ge=1, le=10_000)] = 64
+    """How many jobs may wait in each runner; one more is refused at once."""
+    timeout_s: Annotated[float, Field(gt=0, le=86_400)] = 300
+    """Seconds a request may take from arrival to its last byte."""
+    max_body_bytes: Annotated[int, Field(ge=1024)] = 1 << 20
+    """The largest request body."""
+    drain_s: Annotated[float, Field(ge=0, le=3600)] = 20
+    """Seconds that requests in flight get to end when the service stops."""
+
+    @classmethod
+    def settings_customise_sources(
+        cls,
+        settings_cls: type[BaseSettings],
+        init_settings: PydanticBaseSettingsSource,
+        env_settings: PydanticBaseSettingsSource,
+        dotenv_settings: PydanticBaseSettingsSource,
+        file_secret_settings: PydanticBaseSettingsSource,
+    ) -> tuple[PydanticBaseSettingsSource, ...]:
+        del dotenv_settings, file_secret_settings
+        file = TomlConfigSettingsSource(settings_cls, toml_file=_settings_file())
+        return init_settings, env_settings, file
+
+
+@cache
+def settings() -> Settings:
+    """The settings of this process. Raises `SettingsError` that names each wrong one."""
+    _refuse_unknown_variables()
+    try:
+        return Settings()
+    except ValidationError as error:
+        lines = [_explain(str(part["loc"][0]), part["type"], part["msg"]) for part in error.errors()]
+        raise SettingsError("\n".join(lines)) from None
+
+
+def _settings_file() -> Path:
+    named = os.environ.get(FILE_VARIABLE)
+    if named is not None and not Path(named).is_file():
+        raise SettingsError(f"{FILE_VARIABLE} names {named}, which is not a file.")
+    return Path(named or "triptych.toml")
+
+
+def _refuse_unknown_variables() -> None:
+    known = {PREFIX + name.upper() for name in Settings.model_fields} | {FILE_VARIABLE}
+    for variable in sorted(os.environ):
+        if variable.startswith(PREFIX) and variable not in known:
+            raise SettingsError(f"There is no setting {variable}.{_suggest(variable, known)}")
+
+
+def _explain(name: str, kind: str, message: str) -> str:
+    if kind == "extra_forbidden":
+        return f"There is no setting {name}.{_suggest(name, set(Settings.model_fields))}"
+    return f"The setting {name}: {message}."
+
+
+def _suggest(name: str, known: set[str]) -> str:
+    near = difflib.get_close_matches(name, sorted(known), n=1)
+    return f" Did you mean {near[0]}?" if near else f" There are: {', '.join(sorted(known))}."

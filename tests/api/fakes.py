@@ -1,0 +1,214 @@
+"""Three real BentoML services that play runners by a script in the prompt, and the gateway before them.
+
+The first word says what happens: `fail KIND` before any event, `late KIND` after some, `hang` waits to be
+cancelled, `mute` too but without a single event, `quit` ends without an end, `bug` raises, `die` kills
+the process; anything else is echoed.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import os
+import signal
+from collections.abc import AsyncGenerator
+from typing import Any
+
+import bentoml
+
+from gateway import Gateway, GatewayOptions, open_doors
+from jobs import (
+    AudioChunk,
+    Done,
+    ErrorKind,
+    Event,
+    Failed,
+    ImageJob,
+    ImageResult,
+    Job,
+    JobError,
+    Preview,
+    Progress,
+    Queued,
+    Result,
+    SpeechJob,
+    SpeechResult,
+    TextDelta,
+    TextJob,
+    TextResult,
+    decode_job,
+    encode_event,
+)
+from untimed import UntimedService
+
+PICTURE = b"\x89PNG\r\n\x1a\n" + bytes(range(256)) * 100
+SOUND = b"RIFF" + bytes(range(256)) * 100
+
+
+def script(job: Job) -> str:
+    if isinstance(job, SpeechJob):
+        return job.text
+    if isinstance(job, ImageJob):
+        return job.prompt
+    return job.prompt if job.prompt is not None else " ".join(m.content for m in job.messages or ())
+
+
+def result(job: Job) -> Result:
+    model = job.model or "fake"
+    if isinstance(job, TextJob):
+        words = script(job)
+        return TextResult(
+            model=model,
+            seed=job.seed,
+            text=words,
+            finish_reason="stop",
+            prompt_tokens=3,
+            completion_tokens=len(words.split()),
+        )
+    if isinstance(job, ImageJob):
+        return ImageResult(
+            model=model, seed=job.seed, data=PICTURE, media_type=f"image/{job.response_format}"
+        )
+    return SpeechResult(
+        model=model,
+        seed=job.seed,
+        data=b"" if job.stream else SOUND,
+        media_type="audio/wav",
+        sample_rate=24000,
+        duration_s=1.5,
+    )
+
+
+def progress(job: Job) -> list[Event]:
+    if isinstance(job, TextJob):
+        return [TextDelta(text=piece) for piece in script(job).partition(" ") if piece]
+    if isinstance(job, ImageJob):
+        preview = Preview(data=b"rough", media_type="image/jpeg")
+        return [Progress(step=1, total=2), preview, Progress(step=2, total=2)]
+    if not job.stream:
+        return []
+    half = len(SOUND) // 2
+    return [
+        AudioChunk(data=piece, media_type="audio/wav", sample_rate=24000)
+        for piece in (SOUND[:half], SOUND[half:])
+    ]
+
+
+class FakeRunner:
+    """Keeps what the tests ask about: the jobs it has seen, those that live, those cancelled."""
+
+    modality: str
+
+    def __init__(self) -> None:
+        STARTED[self.modality] = self
+        self.jobs: list[Job] = []
+        self.live: dict[str, asyncio.Event] = {}
+        self.cancelled: list[str] = []
+        self.condition = "ready"
+
+    @bentoml.api
+    async def run(self, job: str) -> AsyncGenerator[str, None]:
+        task = decode_job(job)
+        self.jobs.append(task)
+        self.live[task.id] = asyncio.Event()
+        try:
+            async for event in self.play(task):
+                line = encode_event(event)
+                yield line[:7]
+                yield line[7:]
+        except JobError as error:
+            yield encode_event(Failed.of(error))
+        finally:
+            del self.live[task.id]
+
+    async def play(self, job: Job) -> AsyncGenerator[Event, None]:
+        action, _, rest = script(job).partition(" ")
+        if action == "fail":
+            raise failure(rest)
+        if action == "bug":
+            raise ValueError(script(job))
+        if action == "die":
+            os.kill(os.getpid(), signal.SIGKILL)
+        if action == "mute":
+            await self.until_cancelled(job)
+        yield Queued(position=2)
+        if action == "hang":
+            await self.until_cancelled(job)
+        for event in progress(job):
+            yield event
+        if action == "late":
+            raise failure(rest)
+        if action == "quit":
+            return
+        yield Done(result=result(job), queue_ms=1.25, total_ms=20.5)
+
+    async def until_cancelled(self, job: Job) -> None:
+        await self.live[job.id].wait()
+        raise JobError(ErrorKind.CANCELLED, "It was cancelled.")
+
+    @bentoml.api
+    async def cancel(self, id: str) -> bool:
+        if id not in self.cancelled:
+            self.cancelled.append(id)
+        if id not in self.live:
+            return False
+        self.live[id].set()
+        return True
+
+    @bentoml.api
+    async def state(self) -> dict[str, Any]:
+        if self.condition == "mute":
+            await asyncio.Event().wait()
+        why = f"{len(self.cancelled)} cancelled, {len(self.live)} alive"
+        return {"state": self.condition, "why": why, "models": ["fake"]}
+
+    @bentoml.api
+    async def watch(self) -> AsyncGenerator[str, None]:
+        while True:
+            yield "\n"
+            await asyncio.sleep(0.2)
+
+
+def failure(kind: str) -> JobError:
+    return JobError(
+        ErrorKind[kind.split()[0].upper()],
+        f"It is {kind}.",
+        param="model",
+        code="scripted",
+        retry_after_s=2.5,
+    )
+
+
+SERVICE: Any = {
+    "service_class": UntimedService,
+    "traffic": {"timeout": 120},
+    "runner_connection": {"max_requests": 10**9, "max_age": 1e9},
+    "logging": {"access": {"enabled": False}},
+}
+STARTED: dict[str, FakeRunner] = {}
+"""The runners of this process by modality, when they run inside the gateway."""
+
+
+@bentoml.service(name="fake-text", **SERVICE)
+class FakeText(FakeRunner):
+    modality = "text"
+
+
+@bentoml.service(name="fake-image", **SERVICE)
+class FakeImage(FakeRunner):
+    modality = "image"
+
+
+@bentoml.service(name="fake-speech", **SERVICE)
+class FakeSpeech(FakeRunner):
+    modality = "speech"
+
+
+@bentoml.service(name="fake-gateway", service_class=UntimedService)
+class FakeGateway(Gateway):
+    text_runner = bentoml.depends(FakeText)
+    image_runner = bentoml.depends(FakeImage)
+    speech_runner = bentoml.depends(FakeSpeech)
+    options = GatewayOptions(timeout_s=20, body_timeout_s=1)
+
+
+open_doors(FakeGateway)

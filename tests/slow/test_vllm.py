@@ -1,0 +1,153 @@
+"""vLLM for real, on a CPU, with the shipped model: the same answers as our own engine, token by token."""
+
+from __future__ import annotations
+
+import asyncio
+import importlib.util
+from collections.abc import AsyncGenerator, AsyncIterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+import pytest_asyncio
+import torch
+
+from jobs import Done, ErrorKind, Event, JobError, Message, TextDelta, TextJob, TextResult
+from models.protocol import ModelSpec
+from models.text.decoder import Decoder, load
+from models.text.vllm import VllmOptions, VllmText
+
+pytestmark = [
+    pytest.mark.skipif(importlib.util.find_spec("vllm") is None, reason="vllm is not in this environment"),
+    pytest.mark.asyncio(loop_scope="module"),
+    pytest.mark.timeout(1800),
+    # vLLM's own and its dependencies' business.
+    pytest.mark.filterwarnings("ignore"),
+]
+
+FOLDER = Path(__file__).parents[2] / "models" / "embedded" / "tiny-llama"
+SPEC = ModelSpec(name="tiny-llama", folder=FOLDER, max_rows=4)
+QUESTIONS = ("What is 7 + 8?", "Tell me a story about a red fox.", "What is a star?")
+
+
+def job(job_id: str, prompt: str | None = None, **fields: Any) -> TextJob:
+    wanted: dict[str, Any] = {
+        "timeout_s": 120,
+        "seed": 1,
+        "max_tokens": 40,
+        "temperature": 0,
+        "prompt": prompt,
+        **fields,
+    }
+    return TextJob(id=job_id, **wanted)
+
+
+def question(job_id: str, text: str, **fields: Any) -> TextJob:
+    return job(job_id, messages=(Message(role="user", content=text),), **fields)
+
+
+@pytest_asyncio.fixture(scope="module", loop_scope="module")
+async def vllm() -> AsyncGenerator[VllmText]:
+    engine = VllmText(SPEC, VllmOptions(max_waiting=2))
+    with pytest.raises(JobError) as refused:
+        await answer(engine, job("early", "Hello"))
+    assert refused.value.kind is ErrorKind.UNAVAILABLE
+    await engine.start()
+    assert engine.ready
+    yield engine
+    await engine.close()
+    assert not engine.ready
+
+
+@pytest.fixture(scope="module")
+def decoder() -> Decoder:
+    torch.set_num_threads(1)  # vLLM's process has the cores too
+    return load(SPEC)
+
+
+async def last(events: AsyncIterator[Event]) -> Event:
+    return [event async for event in events][-1]
+
+
+async def answer(engine: VllmText, order: TextJob) -> tuple[list[str], TextResult]:
+    events: list[Event] = [event async for event in engine.events(order)]
+    done = events.pop()
+    assert isinstance(done, Done)
+    assert isinstance(done.result, TextResult)
+    assert done.total_ms >= done.queue_ms >= 0
+    return [event.text for event in events if isinstance(event, TextDelta)], done.result
+
+
+def on_ours(decoder: Decoder, order: TextJob) -> TextResult:
+    row = decoder.prepare(order)
+    assert decoder.reserve(row)
+    while lane := decoder.lane(row):
+        decoder.step(lane, [row])
+    decoder.release(row)
+    result = decoder.finish(row)
+    assert isinstance(result, TextResult)
+    return result
+
+
+async def test_greedy_answers_equal_our_own_engines(vllm: VllmText, decoder: Decoder) -> None:
+    orders = [question(f"q{i}", text) for i, text in enumerate(QUESTIONS)]
+    orders.append(job("completion", "Once upon a time", stream=True))
+    answers = await asyncio.gather(*(answer(vllm, order) for order in orders))
+    for order, (_, result) in zip(orders, answers, strict=True):
+        assert result == on_ours(decoder, order)
+
+
+async def test_deltas_join_to_the_text_and_only_streams_have_them(vllm: VllmText) -> None:
+    deltas, streamed = await answer(vllm, question("s1", QUESTIONS[1], stream=True))
+    none, whole = await answer(vllm, question("s2", QUESTIONS[1]))
+    assert len(deltas) > 3
+    assert "".join(deltas) == streamed.text == whole.text
+    assert none == []
+
+
+async def test_stop_string_cuts_and_never_leaks(vllm: VllmText, decoder: Decoder) -> None:
+    full = on_ours(decoder, job("f", "Once upon a time")).text
+    stop = full[12:18]
+    order = job("x1", "Once upon a time", stop=(stop,), stream=True)
+    deltas, result = await answer(vllm, order)
+    assert result.text == "".join(deltas) == full[: full.index(stop)]
+    assert result.finish_reason == "stop"
+    assert result == on_ours(decoder, order)
+
+
+async def test_seed_decides(vllm: VllmText) -> None:
+    texts = [
+        (await answer(vllm, job(f"t{i}", "Once upon a time", temperature=1.5, seed=seed)))[1].text
+        for i, seed in enumerate((5, 5, 6))
+    ]
+    assert texts[0] == texts[1] != texts[2]
+
+
+async def test_cancel_ends_one_job_alone(vllm: VllmText) -> None:
+    other = asyncio.create_task(answer(vllm, job("stays", "Once upon a time")))
+    events = vllm.events(job("goes", "Once", max_tokens=400, stream=True, temperature=2.0))
+    await anext(events)
+    assert vllm.cancel("goes")
+    with pytest.raises(JobError) as ended:
+        await last(events)
+    assert ended.value.kind is ErrorKind.CANCELLED
+    assert (await other)[1].text
+    assert not vllm.cancel("goes")
+
+
+async def test_deadline_and_bad_jobs_are_our_errors(vllm: VllmText) -> None:
+    for order, kind, code in (
+        (job("late", "Once", max_tokens=400, temperature=2.0, timeout_s=0.05), ErrorKind.TIMEOUT, None),
+        (job("long", "Once", max_tokens=9999), ErrorKind.INVALID, "context_length_exceeded"),
+    ):
+        with pytest.raises(JobError) as refused:
+            await answer(vllm, order)
+        assert (refused.value.kind, refused.value.code) == (kind, code)
+
+
+async def test_queue_has_a_bound(vllm: VllmText) -> None:
+    orders = [job(f"b{i}", "Once upon a time") for i in range(SPEC.max_rows + 3)]
+    ends = await asyncio.gather(*(answer(vllm, order) for order in orders), return_exceptions=True)
+    refused = [end for end in ends if isinstance(end, JobError)]
+    assert [error.kind for error in refused] == [ErrorKind.OVERLOADED]
+    assert refused[0].retry_after_s

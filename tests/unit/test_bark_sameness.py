@@ -1,0 +1,179 @@
+"""Bark's rows against transformers' own `BarkModel`, and against themselves in other company."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+from transformers import BarkModel
+from transformers.models.bark.generation_configuration_bark import (
+    BarkCoarseGenerationConfig,
+    BarkFineGenerationConfig,
+    BarkSemanticGenerationConfig,
+)
+
+from jobs import SpeechResult
+from models.protocol import ModelSpec
+from models.speech.bark import Bark, load
+from models.speech.utterance import Stage
+from tests.unit.tiny_speech import CODES, SEMANTIC, VOICES, WORDS, make_job, make_lanes, say, write_folder
+
+
+@pytest.fixture(scope="module", autouse=True)
+def one_thread() -> None:
+    torch.set_num_threads(1)
+
+
+@pytest.fixture(scope="module")
+def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return write_folder(tmp_path_factory.mktemp("bark"), voices=VOICES)
+
+
+@pytest.fixture(scope="module")
+def bark(folder: Path) -> Bark:
+    return load(ModelSpec(name="tiny", folder=folder, max_rows=10))
+
+
+@dataclass
+class Reference:
+    semantic: list[int]
+    coarse: list[int]
+    codes: torch.Tensor
+    sound: torch.Tensor
+
+
+def reference(model: Any, ids: Sequence[int], voice: dict[str, torch.Tensor] | None) -> Reference:
+    """What `BarkModel.generate` does, stage by stage, greedily."""
+    generation = model.generation_config
+    semantic_config = BarkSemanticGenerationConfig(**generation.semantic_config)
+    coarse_config = BarkCoarseGenerationConfig(**generation.coarse_acoustics_config)
+    fine_config = BarkFineGenerationConfig(**generation.fine_acoustics_config)
+    length = semantic_config.max_input_semantic_length
+    padded = torch.tensor([list(ids) + [0] * (length - len(ids))])
+    mask = torch.tensor([[1] * len(ids) + [0] * (length - len(ids))])
+    semantic = model.semantic.generate(
+        padded, semantic_generation_config=semantic_config, history_prompt=voice, attention_mask=mask
+    )
+    kept = [token for token in semantic[0].tolist() if token != SEMANTIC]
+    configs: dict[str, Any] = {
+        "semantic_generation_config": semantic_config,
+        "coarse_generation_config": coarse_config,
+        "codebook_size": CODES,
+        "history_prompt": voice,
+    }
+    coarse = model.coarse_acoustics.generate(semantic, **configs)
+    fine = model.fine_acoustics.generate(coarse, fine_generation_config=fine_config, **configs)
+    with torch.no_grad():
+        sound = model.codec_decode(fine)[0]
+    return Reference(kept, coarse[0].tolist(), fine[0], sound)
+
+
+CASES: dict[str, dict[str, Any]] = {
+    "plain": {},
+    "masked pads": {"coarse": {"pad_token_id": SEMANTIC + 2 * CODES}},
+    "early end": {"semantic": {"min_eos_p": 0.06}},
+    "one window": {"coarse": {"sliding_window_len": 40, "max_coarse_history": 2}},
+}
+
+
+@pytest.mark.parametrize(
+    ("case", "voice"),
+    [
+        *(("plain", voice) for voice in (None, *VOICES)),
+        *(("masked pads", voice) for voice in (None, "odd")),
+        *(("early end", voice) for voice in ("short", "odd")),
+        ("one window", "long"),
+    ],
+)
+def test_greedy_tokens_are_those_of_transformers_stage_by_stage(
+    tmp_path: Path, case: str, voice: str | None
+) -> None:
+    folder = write_folder(tmp_path, voices={voice: VOICES[voice]} if voice else None, **CASES[case])
+    bark = load(ModelSpec(name="tiny", folder=folder, max_rows=3))
+    model = BarkModel.from_pretrained(folder).eval()
+    preset = None
+    if voice:
+        parts = ("semantic_prompt", "coarse_prompt", "fine_prompt")
+        preset = {part: torch.from_numpy(np.load(folder / f"{voice}_{part}.npy")) for part in parts}
+    texts = ["one", "ten nine eight seven six five four three two one"]
+    said = say(bark, [make_job(text, temperature=0.0, response_format="pcm") for text in texts])
+    for text, row, result in zip(texts, said.rows, said.results, strict=True):
+        ids = [2 + WORDS.index(word) for word in text.split()]
+        wanted = reference(model, ids, preset)
+        utterance = row.utterances[0]
+        assert utterance.semantic == wanted.semantic
+        assert utterance.coarse[-len(wanted.coarse) :] == wanted.coarse
+        assert torch.equal(utterance.codec_codes(), wanted.codes)
+        sound = torch.from_numpy(np.frombuffer(result.data, "<i2").astype(np.float32) / 32767)
+        torch.testing.assert_close(
+            sound, wanted.sound / max(1.0, float(wanted.sound.abs().max())), atol=1e-4, rtol=0
+        )
+
+
+COMPANY = [
+    make_job("one two three four five six seven", seed=1, voice="short", temperature=0.7),
+    make_job("two", seed=2, voice="long", temperature=1.1),
+    make_job("three four, five", seed=3, voice="odd", temperature=0.0),
+    make_job("ten ten ten. nine. eight eight eight eight eight. one", seed=4, voice="long"),
+    make_job("six five four three", seed=5, voice="short", temperature=0.3, response_format="flac"),
+    make_job("seven", seed=6, temperature=1.5),
+    make_job("one two three four five six seven", seed=7, voice="odd", response_format="ogg"),
+    make_job("eight nine", seed=8, voice="short", response_format="mp3"),
+    make_job("nine eight", seed=9, voice="odd"),
+    make_job("one two three four five six seven", seed=1, voice="short", temperature=0.7),
+    make_job("four", seed=11, voice="long", temperature=0.9),
+]
+
+
+@pytest.fixture(scope="module")
+def alone(bark: Bark) -> list[SpeechResult]:
+    return [say(bark, [job]).results[0] for job in COMPANY]
+
+
+@pytest.mark.parametrize("late", [0, 1, 3])
+def test_same_seed_same_bytes_in_any_company(bark: Bark, alone: list[SpeechResult], late: int) -> None:
+    together = say(bark, COMPANY, late=late)
+    assert together.results == alone
+    assert max(rows for stage, rows in together.steps if stage == "coarse") > 3
+    assert len({result.data for result in alone}) == len(alone) - 1  # one job is there twice
+
+
+def test_same_seed_same_bytes_whatever_the_pace_and_the_slot(folder: Path, alone: list[SpeechResult]) -> None:
+    other = load(ModelSpec(name="tiny", folder=folder, max_rows=10))
+    other.warm_up()
+    assert say(other, COMPANY[::-1]).results[::-1] == alone
+
+
+def test_a_step_that_is_run_again_is_the_same_step(
+    folder: Path, bark: Bark, alone: list[SpeechResult]
+) -> None:
+    lanes = make_lanes(folder)
+    row = bark.prepare(COMPANY[0])
+    utterance = row.utterances[0]
+    while utterance.stage is not Stage.DONE:
+        before = list(utterance.semantic), list(utterance.coarse), utterance.stage
+        lanes.run(utterance.stage, lanes.banks[0], [2], [utterance])  # as a step that failed elsewhere
+        assert (utterance.semantic, utterance.coarse, utterance.stage) == before
+        for commit in lanes.run(utterance.stage, lanes.banks[0], [2], [utterance]):
+            commit()
+    row.advance()
+    assert bark.finish(row) == alone[0]
+
+
+def test_voices_do_not_leak_into_each_other(bark: Bark) -> None:
+    jobs = [make_job(seed=1, voice=voice, temperature=0.0) for voice in [*VOICES, *VOICES]]
+    data = [result.data for result in say(bark, jobs).results]
+    assert data[:3] == data[3:]
+    assert len(set(data)) == len(VOICES)
+
+
+def test_half_precision_speaks_and_is_the_same_in_company(folder: Path) -> None:
+    bark = load(ModelSpec(name="tiny", folder=folder, dtype="bfloat16", max_rows=8))
+    bark.warm_up()
+    alone = [say(bark, [job]).results[0] for job in COMPANY[:4]]
+    assert say(bark, COMPANY[:4]).results == alone
