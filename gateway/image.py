@@ -1,28 +1,39 @@
-"""The image endpoint: its job, its encoded picture, its stream of progress."""
+"""The image endpoint: its jobs, its encoded pictures, its stream of progress."""
 
 from __future__ import annotations
 
+import asyncio
 import base64
-from collections.abc import AsyncGenerator
+from collections.abc import AsyncGenerator, Sequence
 from contextlib import aclosing
+from typing import Any
 
-from starlette.responses import Response
+from starlette.responses import JSONResponse, Response
 
 from gateway.answers import last_event, result_of, timing_headers, timings
 from gateway.runners import RunnerClient
-from gateway.schemas import ImageRequest
+from gateway.schemas import MAX_SEED, ImageRequest, ImagesAnswer, OneImage, Timings
 from gateway.streams import EVENT_STREAM, ClosingStream, peek, rejoin, sse, sse_error
 from gateway.tickets import Ticket, seed_or_fresh
 from jobs import Done, Event, ImageJob, ImageResult, JobError, LoraChoice, Preview, Progress, Queued
 
 
-def image_job(request: ImageRequest, ticket: Ticket, timeout_s: float) -> ImageJob:
+def image_jobs(request: ImageRequest, ticket: Ticket, timeout_s: float) -> list[ImageJob]:
+    """A job a picture, so that each is the picture of its own seed; after the largest seed comes 0."""
+    seed = seed_or_fresh(request.seed)
+    return [
+        _job(request, f"{ticket.job_id}-{i}" if i else ticket.job_id, (seed + i) % (MAX_SEED + 1), timeout_s)
+        for i in range(request.num_images)
+    ]
+
+
+def _job(request: ImageRequest, id: str, seed: int, timeout_s: float) -> ImageJob:
     return ImageJob(
-        id=ticket.job_id,
+        id=id,
         model=request.model,
         timeout_s=timeout_s,
         stream=request.stream,
-        seed=seed_or_fresh(request.seed),
+        seed=seed,
         prompt=request.prompt,
         negative_prompt=request.negative_prompt,
         width=request.width,
@@ -35,45 +46,103 @@ def image_job(request: ImageRequest, ticket: Ticket, timeout_s: float) -> ImageJ
     )
 
 
-async def answer_image(job: ImageJob, runner: RunnerClient, ticket: Ticket) -> Response:
-    """The encoded bytes, or server-sent events when the job streams. Raises `JobError` before any is sent."""
-    headers = {"X-Seed": str(job.seed)}
-    events = runner.run(job)
-    if job.stream:
-        content = _stream(rejoin(await peek(events), events), ticket)
+async def answer_image(jobs: Sequence[ImageJob], runner: RunnerClient, ticket: Ticket) -> Response:
+    """The encoded bytes of one job, JSON with those of several, or server-sent events when the jobs stream.
+
+    When one job fails the others are cancelled. Raises `JobError` before anything is sent.
+    """
+    headers = {"X-Seed": str(jobs[0].seed)}
+    if jobs[0].stream:
+        events = _merged(jobs, runner)
+        content = _stream(rejoin(await peek(events), events), ticket, several=len(jobs) > 1)
         return ClosingStream(content, EVENT_STREAM, headers)
-    done = await last_event(events)
-    result = result_of(done, ImageResult)
-    return Response(result.data, headers=headers | timing_headers(done), media_type=result.media_type)
+    ends = await _all(jobs, runner)
+    last = max(ends, key=lambda done: done.total_ms)
+    headers |= timing_headers(last)
+    results = [result_of(done, ImageResult) for done in ends]
+    if len(results) == 1:
+        return Response(results[0].data, headers=headers, media_type=results[0].media_type)
+    answer = ImagesAnswer(
+        id=ticket.request_id,
+        model=results[0].model,
+        media_type=results[0].media_type,
+        images=[OneImage(b64_json=_base64(result.data), seed=result.seed) for result in results],
+        timings=Timings(**timings(last)),
+    )
+    return JSONResponse(answer.model_dump(), headers=headers)
 
 
-async def _stream(events: AsyncGenerator[Event, None], ticket: Ticket) -> AsyncGenerator[bytes, None]:
+async def _all(jobs: Sequence[ImageJob], runner: RunnerClient) -> list[Done]:
+    try:
+        async with asyncio.TaskGroup() as group:
+            tasks = [group.create_task(last_event(runner.run(job))) for job in jobs]
+    except ExceptionGroup as failed:
+        raise failed.exceptions[0] from None
+    return [task.result() for task in tasks]
+
+
+async def _merged(jobs: Sequence[ImageJob], runner: RunnerClient) -> AsyncGenerator[tuple[int, Event], None]:
+    """The events of all jobs as they come, each with its job's place. Raises the first failure."""
+    # One place: a reader who is slow holds the runner's events back, as with a single job.
+    arrived: asyncio.Queue[tuple[int, Event] | Exception] = asyncio.Queue(1)
+
+    async def forward(index: int, job: ImageJob) -> None:
+        try:
+            async with aclosing(runner.run(job)) as events:
+                async for event in events:
+                    await arrived.put((index, event))
+        except Exception as error:  # noqa: BLE001 - raised again, where it is awaited
+            await arrived.put(error)
+
+    tasks = [asyncio.create_task(forward(index, job)) for index, job in enumerate(jobs)]
+    try:
+        unfinished = len(tasks)
+        while unfinished:
+            item = await arrived.get()
+            if isinstance(item, Exception):
+                raise item
+            yield item
+            unfinished -= isinstance(item[1], Done)
+    finally:
+        for task in tasks:
+            task.cancel()
+        await asyncio.gather(*tasks, return_exceptions=True)
+
+
+async def _stream(
+    events: AsyncGenerator[tuple[int, Event], None], ticket: Ticket, *, several: bool
+) -> AsyncGenerator[bytes, None]:
+    """With several pictures each event tells its picture's `index`."""
     try:
         async with aclosing(events):
-            async for event in events:
-                if isinstance(event, Queued):
-                    yield sse({"position": event.position}, "queued")
-                elif isinstance(event, Progress):
-                    yield sse({"step": event.step, "total": event.total}, "progress")
-                elif isinstance(event, Preview):
-                    yield sse({"media_type": event.media_type, "b64": _base64(event.data)}, "preview")
-                elif isinstance(event, Done):
-                    yield _result(event, ticket)
+            async for index, event in events:
+                named = _told(event, ticket)
+                if named is not None:
+                    name, data = named
+                    yield sse({"index": index, **data} if several else data, name)
     except JobError as error:
         yield sse_error(error)
 
 
-def _result(done: Done, ticket: Ticket) -> bytes:
-    result = result_of(done, ImageResult)
-    answer = {
-        "id": ticket.request_id,
-        "model": result.model,
-        "seed": result.seed,
-        "media_type": result.media_type,
-        "b64": _base64(result.data),
-        "timings": timings(done),
-    }
-    return sse(answer, "result")
+def _told(event: Event, ticket: Ticket) -> tuple[str, dict[str, Any]] | None:
+    """The name and data of a server-sent event; None for what a picture's caller is not told."""
+    if isinstance(event, Queued):
+        return "queued", {"position": event.position}
+    if isinstance(event, Progress):
+        return "progress", {"step": event.step, "total": event.total}
+    if isinstance(event, Preview):
+        return "preview", {"media_type": event.media_type, "b64": _base64(event.data)}
+    if isinstance(event, Done):
+        result = result_of(event, ImageResult)
+        return "result", {
+            "id": ticket.request_id,
+            "model": result.model,
+            "seed": result.seed,
+            "media_type": result.media_type,
+            "b64": _base64(result.data),
+            "timings": timings(event),
+        }
+    return None
 
 
 def _base64(data: bytes) -> str:

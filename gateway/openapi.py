@@ -13,7 +13,7 @@ from pydantic import BaseModel
 from pydantic.json_schema import models_json_schema
 
 from gateway.errors import ErrorBody
-from gateway.schemas import TextAnswer
+from gateway.schemas import ImagesAnswer, TextAnswer
 
 _REF = "#/components/schemas/{model}"
 _HEADERS: dict[str, tuple[str, str]] = {
@@ -40,11 +40,16 @@ _IMAGE = {f"image/{kind}": _BYTES for kind in ("png", "jpeg", "webp")}
 _AUDIO = {f"audio/{kind}": _BYTES for kind in ("wav", "flac", "ogg", "mpeg", "pcm")}
 _EVENTS = {"text/event-stream": {"schema": {"type": "string"}}}
 _TEXT = {"application/json": {"schema": {"$ref": _REF.format(model="TextAnswer")}}}
+_IMAGES = {"application/json": {"schema": {"$ref": _REF.format(model="ImagesAnswer")}}}
 _TIMED = ("X-Seed", "X-Queue-Ms", "X-Total-Ms")
 _ANSWERS: dict[str, tuple[str, dict[str, Any], tuple[str, ...]]] = {
     "text": ("The text; with `stream`, its pieces.", _TEXT | _EVENTS, ("X-Seed",)),
     "text_stream": ("The pieces of the text, the last with usage, then [DONE].", _EVENTS, ("X-Seed",)),
-    "image": ("The encoded picture; with `stream`, its events.", _IMAGE | _EVENTS, _TIMED),
+    "image": (
+        "The encoded picture; all of them as JSON when `num_images` is above 1; with `stream`, their events.",
+        _IMAGE | _IMAGES | _EVENTS,
+        _TIMED,
+    ),
     "image_stream": ("Events: queued, progress, preview, result or error.", _EVENTS, ("X-Seed",)),
     "speech": ("The encoded sound.", _AUDIO, (*_TIMED, "X-Sample-Rate")),
     "speech_stream": ("The encoded sound, as it is made.", _AUDIO, ("X-Seed", "X-Sample-Rate")),
@@ -54,7 +59,7 @@ _ANSWERS: dict[str, tuple[str, dict[str, Any], tuple[str, ...]]] = {
 def openapi_document(title: str, endpoints: Mapping[str, tuple[type[BaseModel], str]]) -> dict[str, Any]:
     """`endpoints` maps the name of each endpoint to its request class and what it does."""
     bodies: list[type[BaseModel]] = [body for body, _ in endpoints.values()]
-    models = dict.fromkeys([*bodies, TextAnswer, ErrorBody])
+    models = dict.fromkeys([*bodies, TextAnswer, ImagesAnswer, ErrorBody])
     _, schemas = models_json_schema([(model, "validation") for model in models], ref_template=_REF)
     paths = {f"/{name}": {"post": _operation(name, *endpoint)} for name, endpoint in endpoints.items()}
     return {

@@ -15,6 +15,7 @@ from jobs import AudioFormat, FinishReason, ImageFormat, Scheduler
 
 NO_NUL = r"^[^\x00]*$"
 MAX_SEED = 2**32 - 1
+MAX_IMAGES = 8
 
 
 def _whole(value: Any) -> Any:
@@ -143,6 +144,12 @@ class ImageRequest(_Strict, IODescriptor):
     )
     scheduler: Scheduler = Field("ddim", description="The sampler that takes the steps.")
     seed: Seed = None
+    num_images: Whole = Field(
+        1,
+        ge=1,
+        le=MAX_IMAGES,
+        description="How many pictures, of the seeds from `seed` on; above 1 the answer is JSON.",
+    )
     loras: list[LoraSpec] = Field([], max_length=4, description="Adapters mixed into this picture alone.")
     response_format: ImageFormat = Field("png", description="Encoding of the picture.")
     stream: bool = Field(False, description="Answer with server-sent events, the last with the picture.")
@@ -196,4 +203,19 @@ class TextAnswer(IODescriptor):
     )
     seed: int = Field(description="The seed that gives this text again.")
     usage: Usage
+    timings: Timings
+
+
+class OneImage(BaseModel):
+    b64_json: str = Field(description="The encoded picture in base64.")
+    seed: int = Field(description="The seed that gives this picture again, asked for alone.")
+
+
+class ImagesAnswer(BaseModel):
+    """The pictures of a request with `num_images` above 1, in the order of their seeds."""
+
+    id: str = Field(description="The request's id, as in the header X-Request-Id.")
+    model: str
+    media_type: str = Field(description="The encoding of the pictures.", examples=["image/png"])
+    images: list[OneImage]
     timings: Timings

@@ -23,7 +23,7 @@ from starlette.responses import Response
 from gateway.edge import Edge
 from gateway.errors import ErrorResponse, error_for_status, log_bug
 from gateway.health import Readiness
-from gateway.image import answer_image, image_job
+from gateway.image import answer_image, image_jobs
 from gateway.openapi import openapi_document
 from gateway.options import GatewayOptions
 from gateway.runners import RunnerClient
@@ -108,8 +108,8 @@ class Gateway:
 
     async def _answer_image(self, request: ImageRequest) -> Response:
         ticket = current_ticket()
-        job = image_job(request, ticket, self.options.timeout_s)
-        return await _or_error(answer_image(job, self._image, ticket))
+        jobs = image_jobs(request, ticket, self.options.timeout_s)
+        return await _or_error(answer_image(jobs, self._image, ticket))
 
     async def _answer_speech(self, request: SpeechRequest) -> Response:
         ticket = current_ticket()

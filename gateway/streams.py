@@ -5,13 +5,15 @@ from __future__ import annotations
 import json
 from collections.abc import AsyncGenerator
 from contextlib import aclosing
-from typing import Any
+from typing import Any, TypeVar
 
 from starlette.responses import StreamingResponse
 from starlette.types import Receive, Scope, Send
 
 from gateway.errors import error_body
-from jobs import Event, JobError
+from jobs import JobError
+
+T = TypeVar("T")
 
 EVENT_STREAM = "text/event-stream"
 _NO_BUFFERING = {"Cache-Control": "no-store", "X-Accel-Buffering": "no"}
@@ -42,7 +44,7 @@ def sse_error(error: JobError) -> bytes:
     return sse(error_body(error), "error")
 
 
-async def peek(events: AsyncGenerator[Event, None]) -> Event:
+async def peek(events: AsyncGenerator[T, None]) -> T:
     """The first event: a job that fails at its checks can still be answered with its proper status.
 
     Raises `JobError`; the generator is closed then.
@@ -54,7 +56,7 @@ async def peek(events: AsyncGenerator[Event, None]) -> Event:
         raise
 
 
-async def rejoin(first: Event, rest: AsyncGenerator[Event, None]) -> AsyncGenerator[Event, None]:
+async def rejoin(first: T, rest: AsyncGenerator[T, None]) -> AsyncGenerator[T, None]:
     """The events again, with the one that `peek` took in front."""
     async with aclosing(rest):
         yield first

@@ -57,6 +57,7 @@ BOUNDS: list[tuple[type[BaseModel], str, list[Any], list[tuple[Any, str]]]] = [
     (ImageRequest, "guidance_scale", [1, 30], [(0.9, "at least 1."), (30.1, "at most 30.")]),
     (ImageRequest, "scheduler", ["ddim", "lcm"], [("pndm", "'ddim'"), (1, "'ddim'")]),
     (ImageRequest, "loras", [[], [LORA] * 4, [{"name": "x"}]], [([LORA] * 5, "at most 4 items")]),
+    (ImageRequest, "num_images", [1, 8], [(0, "at least 1."), (9, "at most 8."), (10**9, "at most 8.")]),
     (ImageRequest, "response_format", ["png", "jpeg", "webp"], [("gif", "'png'")]),
     (SpeechRequest, "text", ["x" * 1000], [("", "at least 1 char"), ("x" * 1001, "at most 1000 char")]),
     (SpeechRequest, "voice", ["v" * 64, None], [("", "at least 1 char"), ("v" * 65, "at most 64 char")]),
