@@ -30,6 +30,7 @@ class Triptych(Gateway):
     options = GatewayOptions(
         timeout_s=given.timeout_s,
         max_body_bytes=given.max_body_bytes,
+        max_media_body_bytes=given.max_media_body_bytes,
         required=frozenset(each.value for each in Modality if models_served(given.profile, each)),
     )
 

@@ -59,7 +59,9 @@ class Settings(BaseSettings):
     timeout_s: Annotated[float, Field(gt=0, le=86_400)] = 300
     """Seconds a request may take from arrival to its last byte."""
     max_body_bytes: Annotated[int, Field(ge=1024)] = 1 << 20
-    """The largest request body."""
+    """The largest request body where only words go in."""
+    max_media_body_bytes: Annotated[int, Field(ge=1024)] = 12 << 20
+    """The largest request body where pictures or voices go in."""
     drain_s: Annotated[float, Field(ge=0, le=3600)] = 20
     """Seconds that requests in flight get to end when the service stops."""
 

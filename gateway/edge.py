@@ -19,6 +19,7 @@ from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
 from gateway.errors import SHAPED, ErrorResponse, HttpError, error_for_status, log_bug
 from gateway.explain import explain
+from gateway.forms import file_fields, form_as_json
 from gateway.health import Readiness
 from gateway.limits import ClientGoneError, check_body_type, fresh_id, read_body, request_id
 from gateway.options import GatewayOptions
@@ -130,17 +131,27 @@ class Edge:
         elif not path.isprintable():
             raise HttpError(404, "There is no such route.", "unknown_route")
         elif method == "POST" and path in self._schemas:
-            check_body_type(headers)
-            body = await read_body(headers, receive, self._options)
-            try:
-                self._schemas[path].model_validate_json(body)
-            except ValidationError as error:
-                raise explain(error) from None
+            body = await self._checked_body(headers, receive, self._schemas[path])
             await self._endpoint(scope, body, receive, answer, ticket)
         else:
             if method in _WITH_BODY and path not in self._schemas:
                 check_body_type(headers)
             await self._app(scope, receive, answer.send)
+
+    async def _checked_body(self, headers: Headers, receive: Receive, schema: type[BaseModel]) -> bytes:
+        """The body as JSON that the schema takes. Raises `JobError`."""
+        options = self._options
+        takes_files = bool(file_fields(schema))
+        is_form = check_body_type(headers, forms=takes_files)
+        most_bytes = options.max_media_body_bytes if takes_files else options.max_body_bytes
+        body = await read_body(headers, receive, most_bytes, options.body_timeout_s)
+        if is_form:
+            body = await form_as_json(headers, body, schema)
+        try:
+            schema.model_validate_json(body)
+        except ValidationError as error:
+            raise explain(error) from None
+        return body
 
     async def _endpoint(
         self, scope: Scope, body: bytes, receive: Receive, answer: Answer, ticket: Ticket

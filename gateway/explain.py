@@ -65,7 +65,11 @@ def _context(error: ErrorDetails) -> dict[str, Any]:
 
 
 def _name(error: ErrorDetails) -> str:
-    """`messages.0.role`; a caller's own field name is cut short, and what cannot be printed is replaced."""
-    name = ".".join(str(part) for part in error["loc"])
+    """`messages.0.role`"""
+    return printable(".".join(str(part) for part in error["loc"]))
+
+
+def printable(name: str) -> str:
+    """A caller's own field name, cut short, and what cannot be printed is replaced."""
     name = "".join(c if c.isprintable() and c != "`" else "?" for c in name)
     return name if len(name) <= _MAX_NAME_CHARS else name[:_MAX_NAME_CHARS] + "..."

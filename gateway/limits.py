@@ -10,9 +10,9 @@ from starlette.datastructures import Headers
 from starlette.types import Receive
 
 from gateway.errors import HttpError
-from gateway.options import GatewayOptions
 
 _REQUEST_ID = re.compile(r"[A-Za-z0-9._:-]{1,128}")
+_FORM_TYPE = re.compile(r"multipart/form-data\s*;\s*boundary=\"?[^\",;\s]{1,70}\"?\s*", re.IGNORECASE)
 _JSON_TYPE = re.compile(r"application/json(\s*;\s*charset=\"?utf-8\"?)?\s*", re.IGNORECASE)
 
 
@@ -38,43 +38,49 @@ def request_id(headers: Headers) -> str | None:
     return sent[0]
 
 
-def check_body_type(headers: Headers) -> None:
-    """Raises `HttpError` (415) for anything but plain UTF-8 JSON."""
+def check_body_type(headers: Headers, *, forms: bool = False) -> bool:
+    """Whether the body is multipart/form-data, which only routes with `forms` take; else plain UTF-8 JSON.
+
+    Raises `HttpError` (415) for anything else.
+    """
     types = headers.getlist("content-type")
-    if len(types) != 1 or not _JSON_TYPE.fullmatch(types[0]):
-        raise HttpError(415, "Send the body as application/json.", "unsupported_media_type")
+    is_form = forms and len(types) == 1 and _FORM_TYPE.fullmatch(types[0]) is not None
+    if len(types) != 1 or not (is_form or _JSON_TYPE.fullmatch(types[0])):
+        form = " or multipart/form-data" if forms else ""
+        raise HttpError(415, f"Send the body as application/json{form}.", "unsupported_media_type")
     if headers.get("content-encoding", "identity").strip().lower() != "identity":
         raise HttpError(415, "Send the body without a Content-Encoding.", "unsupported_encoding")
+    return is_form
 
 
-async def read_body(headers: Headers, receive: Receive, options: GatewayOptions) -> bytes:
-    """The whole body, never more than `max_body_bytes` of it in memory.
+async def read_body(headers: Headers, receive: Receive, most_bytes: int, timeout_s: float) -> bytes:
+    """The whole body, never more than `most_bytes` of it in memory.
 
     Raises `HttpError` (413, 408) and `ClientGoneError`.
     """
     length = headers.get("content-length", "0")
-    if not (length.isascii() and length.isdigit()) or int(length[:20]) > options.max_body_bytes:
-        raise _too_large(options)
+    if not (length.isascii() and length.isdigit()) or int(length[:20]) > most_bytes:
+        raise _too_large(most_bytes)
     try:
-        async with asyncio.timeout(options.body_timeout_s):
-            return await _collect(receive, options)
+        async with asyncio.timeout(timeout_s):
+            return await _collect(receive, most_bytes)
     except TimeoutError:
-        message = f"The body did not arrive within {options.body_timeout_s:g} seconds."
+        message = f"The body did not arrive within {timeout_s:g} seconds."
         raise HttpError(408, message, "body_timeout") from None
 
 
-async def _collect(receive: Receive, options: GatewayOptions) -> bytes:
+async def _collect(receive: Receive, most_bytes: int) -> bytes:
     body = bytearray()
     while True:
         message = await receive()
         if message["type"] == "http.disconnect":
             raise ClientGoneError
         body += message.get("body", b"")
-        if len(body) > options.max_body_bytes:
-            raise _too_large(options)
+        if len(body) > most_bytes:
+            raise _too_large(most_bytes)
         if not message.get("more_body", False):
             return bytes(body)
 
 
-def _too_large(options: GatewayOptions) -> HttpError:
-    return HttpError(413, f"The body may have at most {options.max_body_bytes} bytes.", "body_too_large")
+def _too_large(most_bytes: int) -> HttpError:
+    return HttpError(413, f"The body may have at most {most_bytes} bytes.", "body_too_large")

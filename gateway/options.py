@@ -16,6 +16,9 @@ class GatewayOptions:
     grace_s: float = 0.5
     """How much later the gateway ends a job itself, when its runner has not."""
     max_body_bytes: int = 1 << 20
+    """A body's most where only words go in."""
+    max_media_body_bytes: int = 12 << 20
+    """A body's most where pictures or voices go in."""
     body_timeout_s: float = 10.0
     """How long a caller may take to send its body."""
     max_in_flight: int = 80
