@@ -21,8 +21,12 @@ help:  ## Show the targets
 serve: env  ## Serve text, images and speech on 127.0.0.1:3000 (HOST, PORT and TRIPTYCH_* change it)
 	@exec $(BIN)/python cli.py serve
 
-env: .venv/.$(HARDWARE)  ## Make the environment in .venv
-dev: .venv/.dev
+env: .venv/.$(HARDWARE) .venv/bin/triptych  ## Make the environment in .venv
+dev: .venv/.dev .venv/bin/triptych
+
+.venv/bin/triptych: | .venv/bin/uv
+	@printf '#!/bin/sh\nexec "%s/bin/python" "%s/cli.py" "$$@"\n' "$(CURDIR)/.venv" "$(CURDIR)" > $@
+	@chmod +x $@
 
 .venv/bin/uv:
 	$(PYTHON) -m venv .venv

@@ -29,6 +29,26 @@ Source = Annotated[str, StringConstraints(pattern=r"^(embedded|folder|hub):\S+$"
 """`embedded:NAME` ships with the service, `folder:PATH` is on this machine, `hub:OWNER/NAME[@REVISION]`."""
 
 
+class Memory(BaseModel):
+    """What a model takes, as counts of numbers; `runners.placement` makes bytes of them, by precision.
+
+    All of them follow from a model's published configuration, but for `work_values`, which is measured.
+    """
+
+    model_config = ConfigDict(extra="forbid", frozen=True)
+
+    parameters: Annotated[int, Field(ge=0)]
+    """All of its weights."""
+    quantizable: Annotated[int, Field(ge=0)] = 0
+    """Those of them that int8 and int4 shrink (linear layers, not embeddings); 0 where there is no such."""
+    cache_values_per_token: Annotated[int, Field(ge=0)] = 0
+    """Keys and values kept of each token: 2 x layers x key heads x head size."""
+    context: Annotated[int, Field(ge=1)] = 1
+    """The most tokens of one request."""
+    work_values: Annotated[int, Field(ge=0)] = 0
+    """Numbers alive at once in its largest forward, for each row of that forward."""
+
+
 class Entry(BaseModel):
     """One model of the catalog."""
 
@@ -45,6 +65,8 @@ class Entry(BaseModel):
     """The folder that LoRA files are taken from; it is read again when a name is not known."""
     licence: str
     """The licence's name, and its page where a hub asks for agreement."""
+    memory: Memory | None = None
+    """What it takes; without it `triptych plan` goes by the size of its files."""
     files: tuple[str, ...] = ("*.json", "*.safetensors", "*.txt", "*.model", "*.jinja")
     """What to download of a hub's repository."""
 

@@ -9,6 +9,18 @@ from cli import app
 from settings import settings
 
 
+def test_help_lists_the_commands_and_the_exit_codes() -> None:
+    said = CliRunner().invoke(app, ["--help"]).output
+    assert "serve" in said
+    assert "Exit codes: 0 done" in said
+
+
+def test_an_unknown_command_is_a_wrong_command_line() -> None:
+    result = CliRunner().invoke(app, ["swerve"])
+    assert result.exit_code == 2
+    assert "serve" in result.stderr
+
+
 @pytest.mark.parametrize(
     ("variable", "value", "said"),
     [

@@ -1,0 +1,45 @@
+"""`triptych serve`."""
+
+from __future__ import annotations
+
+import os
+import sys
+from pathlib import Path
+
+from commands.terminal import say
+from models.catalog import Modality, models_served
+from settings import FILE_VARIABLE, PREFIX, Settings, settings
+
+ROOT = Path(__file__).parents[1]
+
+
+def serve() -> None:
+    """Serve on HOST:PORT in the foreground until interrupted.
+
+    What is served, and how, is in the settings: TRIPTYCH_... variables or triptych.toml.
+    """
+    options = settings()
+    for modality in Modality:
+        models_served(options.profile, modality)
+    url = f"http://{options.host}:{options.port}"
+    say(f"Triptych starts on {url} with the profile {options.profile}; /readyz says when it is up.")
+    _name_files_by_their_whole_path(options)
+    # The supervisor takes this process's place, so that a signal reaches it first.
+    os.execv(  # noqa: S606 - a fixed program with checked arguments
+        sys.executable,
+        [
+            *(sys.executable, "-m", "bentoml", "serve", "service:Triptych", "--working-dir", str(ROOT)),
+            *("--host", options.host, "--port", str(options.port)),
+            # Longer than proxies and clients keep an idle connection, so that it is theirs to close.
+            *("--timeout-keep-alive", "75"),
+        ],
+    )
+
+
+def _name_files_by_their_whole_path(options: Settings) -> None:
+    """The service's processes run in its own folder, not in the one the command was given in."""
+    file = Path(os.environ.get(FILE_VARIABLE, "triptych.toml"))
+    if file.is_file():
+        os.environ[FILE_VARIABLE] = str(file.absolute())
+    if options.profile.endswith((".yaml", ".yml")):
+        os.environ[PREFIX + "PROFILE"] = str(Path(options.profile).absolute())
