@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import typer
 
+from commands import models
+from commands.fetch import import_model, pull
 from commands.serve import serve
 from commands.terminal import EXIT_CODES, Commands
 
@@ -23,6 +25,9 @@ def triptych() -> None:
 
 
 app.command()(serve)
+models.app.command("pull")(pull)
+models.app.command("import")(import_model)
+app.add_typer(models.app, name="models")
 
 if __name__ == "__main__":
     app(prog_name="triptych")

@@ -21,6 +21,9 @@ from settings import SettingsError
 EXIT_CODES = """Exit codes: 0 done; 1 looked at, and it is not right; 2 a wrong command line, setting or
 catalog; 3 something outside (a hub, the service) cannot be reached or refuses."""
 
+_FILE_WIDTH = 200
+"""Columns of what goes into a file or a pipe, where nothing says how wide it is."""
+
 AsJson = Annotated[bool, typer.Option("--json", help="Print JSON instead of text.")]
 """The option that every command with a result has; hand it on to `show`."""
 
@@ -58,7 +61,7 @@ class Commands(TyperGroup):
 
 def say(message: str, style: str = "") -> None:
     """A line for the person at the terminal: never part of a result."""
-    Console(stderr=True).print(message, style=style, markup=False, highlight=False)
+    Console(stderr=True).print(message, style=style, markup=False, highlight=False, soft_wrap=True)
 
 
 def show(result: Any, as_json: bool, *text: Any) -> None:
@@ -67,8 +70,13 @@ def show(result: Any, as_json: bool, *text: Any) -> None:
         typer.echo(json.dumps(result, indent=2, ensure_ascii=False))
         return
     console = Console(highlight=False)
+    if not console.is_terminal:
+        console.width = _FILE_WIDTH
     for part in text:
-        console.print(part, markup=not isinstance(part, str))
+        if isinstance(part, str):
+            console.print(part, markup=False, soft_wrap=True)
+        else:
+            console.print(part)
 
 
 def table(columns: Sequence[str], rows: Iterable[Sequence[object]], title: str | None = None) -> Table:

@@ -25,8 +25,9 @@ class Modality(StrEnum):
     SPEECH = "speech"
 
 
-Source = Annotated[str, StringConstraints(pattern=r"^(embedded|folder|hub):\S+$")]
-"""`embedded:NAME` ships with the service, `folder:PATH` is on this machine, `hub:OWNER/NAME[@REVISION]`."""
+Source = Annotated[str, StringConstraints(pattern=r"^(embedded|folder|hub|store):\S+$")]
+"""`embedded:NAME` ships with the service, `folder:PATH` is on this machine, `hub:OWNER/NAME[@REVISION]`,
+`store:NAME[:VERSION]` is in BentoML's model store."""
 
 
 class Memory(BaseModel):
@@ -126,8 +127,14 @@ def read_catalog(path: Path = SHIPPED) -> Catalog:
         raise CatalogError(f"The catalog {path} is wrong at {where}: {first['msg']}.") from None
 
 
+def catalog_of(profile: str) -> tuple[Catalog, str]:
+    """The catalog that the setting `profile` means, and the profile's name in it. Raises `CatalogError`."""
+    if profile.endswith((".yaml", ".yml")):
+        return read_catalog(Path(profile)), "default"
+    return read_catalog(), profile
+
+
 def models_served(profile: str, modality: Modality) -> dict[str, Entry]:
     """What the setting `profile` serves: a shipped profile, or the profile `default` of a catalog file."""
-    if profile.endswith((".yaml", ".yml")):
-        return read_catalog(Path(profile)).served("default", modality)
-    return read_catalog().served(profile, modality)
+    catalog, name = catalog_of(profile)
+    return catalog.served(name, modality)

@@ -3,27 +3,15 @@
 from __future__ import annotations
 
 import importlib
-from pathlib import Path
 from typing import Any
 
 import transformers
-from huggingface_hub import snapshot_download
-from huggingface_hub.errors import (
-    GatedRepoError,
-    LocalEntryNotFoundError,
-    OfflineModeIsEnabled,
-    RepositoryNotFoundError,
-    RevisionNotFoundError,
-)
 
 from models.catalog import Entry
 from models.protocol import Model, ModelSpec
+from models.sources import EMBEDDED, LoadError, find_folder
 
-EMBEDDED = Path(__file__).with_name("embedded")
-
-
-class LoadError(Exception):
-    """A model that cannot be loaded; the message is for the operator: what to do."""
+__all__ = ["EMBEDDED", "LoadError", "find_folder", "load_model", "spec_of"]
 
 
 def load_model(name: str, entry: Entry, device: str) -> Model[Any, Any]:
@@ -51,38 +39,3 @@ def spec_of(name: str, entry: Entry, device: str) -> ModelSpec:
         max_rows=entry.max_rows,
         loras=find_folder(entry.loras, entry) if entry.loras is not None else None,
     )
-
-
-def find_folder(source: str, entry: Entry) -> Path:
-    """The local folder of a catalog source, downloaded if need be. Raises `LoadError`."""
-    kind, _, place = source.partition(":")
-    if kind == "hub":
-        return _download(place, entry)
-    folder = EMBEDDED / place if kind == "embedded" else Path(place).expanduser()
-    if not folder.exists():
-        raise LoadError(f"There is no {folder}, which the catalog names as {source}.")
-    return folder
-
-
-def _download(place: str, entry: Entry) -> Path:
-    """Takes the token from HF_TOKEN or the hub's login, and the cache alone under HF_HUB_OFFLINE=1."""
-    repository, _, revision = place.partition("@")
-    try:
-        return Path(
-            snapshot_download(repository, revision=revision or None, allow_patterns=list(entry.files))
-        )
-    except GatedRepoError:
-        raise LoadError(
-            f"{repository} is gated. Agree to its licence ({entry.licence}) on its page, "
-            f"https://huggingface.co/{repository}, and set HF_TOKEN to a token of that account."
-        ) from None
-    except (RepositoryNotFoundError, RevisionNotFoundError):
-        raise LoadError(
-            f"The hub has no {place}, or it is private: check the name, or set HF_TOKEN to a token that may "
-            "see it."
-        ) from None
-    except (LocalEntryNotFoundError, OfflineModeIsEnabled, OSError):
-        raise LoadError(
-            f"The hub cannot be reached and {repository} is not in the local cache. Connect this machine and "
-            f"start again, copy a cache here (HF_HOME), or serve what ships: TRIPTYCH_PROFILE=embedded."
-        ) from None

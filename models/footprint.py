@@ -1,0 +1,85 @@
+"""What memory a model takes, counted from its files: their headers and configurations, without loading it."""
+
+from __future__ import annotations
+
+import json
+import math
+from pathlib import Path
+from typing import Any
+
+from models.catalog import Memory
+from models.manifest import read_header
+
+_DECODER_TENSORS = 3
+"""Full-size tensors of a VAE's last level alive at once: a convolution's input, its output, the one added."""
+
+
+def measure(folder: Path, family: str) -> Memory:
+    """Of a model in the hub's layout. Raises `ValueError` or `BrokenFileError` for one that is not."""
+    counts = {"text": _text, "image": _image, "speech": _speech}
+    modality = family.partition(".")[0]
+    if modality not in counts:
+        raise ValueError(f"there is no modality {modality}")
+    try:
+        return counts[modality](folder)
+    except (KeyError, TypeError, IndexError):
+        raise ValueError(f"the configuration in {folder} is not of family {family}") from None
+
+
+def _text(folder: Path) -> Memory:
+    config = _config(folder / "config.json")
+    config = config.get("text_config", config)
+    heads = config["num_attention_heads"]
+    head_size = config.get("head_dim") or config["hidden_size"] // heads
+    key_heads = config.get("num_key_value_heads") or heads
+    weights = _weights(folder)
+    linear = {name: shape for name, shape in weights.items() if ".layers." in name and len(shape) == 2}
+    return Memory(
+        parameters=_count(weights),
+        quantizable=_count(linear),
+        cache_values_per_token=2 * config["num_hidden_layers"] * key_heads * head_size,
+        context=config["max_position_embeddings"],
+    )
+
+
+def _speech(folder: Path) -> Memory:
+    config = _config(folder / "config.json")
+    stages = [config["semantic_config"], config["coarse_acoustics_config"]]
+    return Memory(
+        parameters=_count(_weights(folder)),
+        # Both stages keep a cache; theirs are of nearly the same length.
+        cache_values_per_token=sum(2 * stage["num_layers"] * stage["hidden_size"] for stage in stages),
+        context=max(stage["block_size"] for stage in stages),
+    )
+
+
+def _image(folder: Path) -> Memory:
+    parts = ("text_encoder", "unet", "vae")
+    unet, vae = _config(folder / "unet/config.json"), _config(folder / "vae/config.json")
+    levels: list[int] = vae["block_out_channels"]
+    side = unet["sample_size"] * 2 ** (len(levels) - 1)
+    return Memory(
+        parameters=sum(_count(_weights(folder / part)) for part in parts),
+        # Its last level works on whole pictures, and takes more than any forward of the UNet.
+        work_values=_DECODER_TENSORS * side * side * levels[min(1, len(levels) - 1)],
+    )
+
+
+def _config(file: Path) -> dict[str, Any]:
+    try:
+        return json.loads(file.read_text(encoding="utf-8"))
+    except OSError:
+        raise ValueError(f"there is no {file}") from None
+
+
+def _weights(folder: Path) -> dict[str, tuple[int, ...]]:
+    """Tensor names and shapes; of several precisions of one file the plain one counts."""
+    files = sorted(folder.glob("*.safetensors"))
+    plain = [file for file in files if ".fp16" not in file.name]
+    if not files:
+        raise ValueError(f"there are no weights in {folder} (*.safetensors)")
+    return {name: shape for file in plain or files for name, (_, shape) in read_header(file).items()}
+
+
+def _count(weights: dict[str, tuple[int, ...]]) -> int:
+    return sum(math.prod(shape) for shape in weights.values())
