@@ -16,6 +16,8 @@ from torch import Tensor, nn
 
 KEY_STEP = 64
 """Keys are read in multiples of this. With whole vectors, a longer masked tail changes no bit of a row."""
+PADDING = 16
+"""Positions beyond a slot's length: room for the scratch one, and no two slots a power of two apart."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -80,33 +82,42 @@ def attend(projected: Tensor, heads: int, *, causal: bool) -> Tensor:
 
 
 class SlotBank:
-    """The keys and values of `slots` rows, `length` positions each, with one scratch position for nobody.
+    """The keys and values of `slots` rows, `length` positions each, with one scratch position a row.
 
     A slot belongs to one row at a time. Positions are written before they are read, so a slot needs no
     clearing, and a step that is run again writes the same once more.
     """
 
-    def __init__(self, layers: int, slots: int, length: int, width: int, like: Tensor) -> None:
+    def __init__(self, layers: int, slots: int, length: int, heads: int, like: Tensor) -> None:
         self.slots = slots
+        self.heads = heads
         self.length = -(-length // KEY_STEP) * KEY_STEP
-        """Positions a slot, rounded up to whole steps."""
-        self.scratch = slots * self.length
+        """Positions a slot, rounded up to whole steps; the scratch position is the one after them."""
+        width = like.shape[-1] // heads
         # Zeros, not what was there before: a masked NaN would still spread.
-        self.memory = [like.new_zeros(self.scratch + 1, 2 * width) for _ in range(layers)]
-        """A layer's keys beside its values, [slots * length + 1, 2 * width]."""
+        self.memory = [like.new_zeros(2, slots, heads, self.length + PADDING, width) for _ in range(layers)]
+        """A layer's keys, then its values: [2, slots, heads, positions, width of a head]."""
+        self.flat = [memory.view(-1, width) for memory in self.memory]
+        """The same by single vectors, for writing."""
         self._views: dict[tuple[int, int], list[tuple[Tensor, Tensor]]] = {}
 
-    def read(self, slots: int, keys: int, heads: int) -> list[tuple[Tensor, Tensor]]:
-        """Keys and values of the first `slots` slots, a layer each [slots, heads, keys, width / heads]."""
+    def read(self, slots: int, keys: int) -> list[tuple[Tensor, Tensor]]:
+        """Of the first `slots` slots, a layer each: keys [slots * heads, width, keys], values turned."""
         views = self._views.get((slots, keys))
         if views is None:
-            views = [self._view(memory, slots, keys, heads) for memory in self.memory]
+            views = [self._view(memory, slots * self.heads, keys) for memory in self.memory]
             self._views[slots, keys] = views
         return views
 
-    def _view(self, memory: Tensor, slots: int, keys: int, heads: int) -> tuple[Tensor, Tensor]:
-        rows = memory[: self.scratch].view(self.slots, self.length, 2, heads, -1)[:slots, :keys]
-        return rows[:, :, 0].transpose(1, 2), rows[:, :, 1].transpose(1, 2)
+    def _view(self, memory: Tensor, count: int, keys: int) -> tuple[Tensor, Tensor]:
+        both = memory.view(2, self.slots * self.heads, *memory.shape[3:])[:, :count, :keys]
+        return both[0].transpose(1, 2), both[1]
+
+    def places(self, positions: Tensor) -> Tensor:
+        """Rows of `flat` for the slots' `positions`, [turns, slots]: [turns, slots * 2 * heads]."""
+        part = torch.arange(2)[:, None] * self.slots * self.heads + torch.arange(self.heads)
+        first = torch.arange(self.slots)[:, None, None] * self.heads + part
+        return (first * (self.length + PADDING) + positions[:, :, None, None]).flatten(1)
 
 
 class CausalTransformer:
@@ -127,7 +138,7 @@ class CausalTransformer:
 
     def make_bank(self, slots: int, length: int) -> SlotBank:
         length = min(length, self.positions.shape[0])
-        return SlotBank(len(self._layers), slots, length, self.width, self.embedding)
+        return SlotBank(len(self._layers), slots, length, self.heads, self.embedding)
 
     def prefill(self, bank: SlotBank, slot: int, embedded: Tensor) -> None:
         """Writes a prompt's keys and values into positions 0 and on of a slot.
@@ -141,11 +152,11 @@ class CausalTransformer:
             embedded: The prompt's token embeddings, [length, width].
         """
         length = embedded.shape[0]
-        begin = slot * bank.length
         hidden = embedded + self.positions[:length]
         for layer, memory in zip(self._layers, bank.memory, strict=True):
             projected = layer.project(layer.norm_1(hidden))
-            memory[begin : begin + length] = projected[:, self.width :]
+            kept = projected[:, self.width :].view(length, 2, self.heads, -1)
+            memory[:, slot, :, :length] = kept.permute(1, 2, 0, 3)
             if layer is not self._layers[-1]:
                 hidden = layer.after_attention(hidden, attend(projected, self.heads, causal=True))
 
@@ -167,15 +178,17 @@ class CausalTransformer:
         used = plan.used
         hidden = F.embedding(tokens, self.embedding) + plan.positions[turn]
         mask, index = plan.masks[turn], plan.writes[turn]
-        attended = plan.attended
+        attended, width = plan.attended, self.width // self.heads
         for layer, memory, (keys, values) in zip(
-            self._layers, bank.memory, bank.read(used, plan.keys, self.heads), strict=True
+            self._layers, bank.flat, bank.read(used, plan.keys), strict=True
         ):
             projected = layer.project(layer.norm_1(hidden))
-            memory.index_copy_(0, index, projected[:, self.width :])
-            query = projected[:used, : self.width].view(used, self.heads, 1, -1)
-            rows = F.scaled_dot_product_attention(query, keys, values, attn_mask=mask)
-            attended[:used] = rows.view(used, self.width)
+            memory.index_copy_(0, index, projected[:, self.width :].reshape(-1, width))
+            query = projected[:used, : self.width].reshape(-1, 1, width)
+            # Not `scaled_dot_product_attention`: with one query a row it takes 2.5 times as long, and on two
+            # threads its bits depend on the number of rows.
+            scores = torch.baddbmm(mask, query, keys, alpha=width**-0.5)
+            attended[:used] = torch.bmm(torch.softmax(scores, -1), values).view(used, self.width)
             hidden = layer.after_attention(hidden, attended)
         return self._norm(hidden)
 
@@ -187,7 +200,6 @@ class CausalTransformer:
         active = torch.tensor([slot in places for slot in range(bank.slots)])
         # A row that ends within the step runs on to its end for nothing, never past its slot.
         positions = (starts[None] + torch.arange(turns)[:, None]).clamp_(max=limit)
-        slots = torch.arange(bank.slots)[None] * bank.length
         keys = min(-(-(int(positions.max()) + 1) // KEY_STEP) * KEY_STEP, bank.length)
         allowed = torch.arange(keys)[None, None] <= positions[:, :used, None]
         masks = torch.zeros(allowed.shape, dtype=self.embedding.dtype).masked_fill_(~allowed, -torch.inf)
@@ -195,8 +207,8 @@ class CausalTransformer:
             used=used,
             keys=keys,
             positions=F.embedding(positions.to(device), self.positions),
-            masks=masks[:, :, None, None].to(device),
-            writes=torch.where(active, slots + positions, bank.scratch).to(device),
+            masks=masks.repeat_interleave(bank.heads, 1)[:, :, None].to(device),
+            writes=bank.places(torch.where(active, positions, bank.length)).to(device),
             attended=self.embedding.new_zeros(bank.slots, self.width),
         )
 
@@ -212,8 +224,8 @@ class DecodePlan:
     positions: Tensor
     """Position embeddings, [turns, slots, width]."""
     masks: Tensor
-    """0 where a row may look, else minus infinity: [turns, used, 1, 1, keys]."""
+    """0 where a row may look, else minus infinity: [turns, used * heads, 1, keys]."""
     writes: Tensor
-    """Rows of the bank's memory that are written, [turns, slots]."""
+    """Vectors of the bank's memory that are written, [turns, slots * 2 * heads]."""
     attended: Tensor
     """Room for what attention gives, [slots, width]; zero for slots that are not in use."""

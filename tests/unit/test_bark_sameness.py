@@ -10,7 +10,7 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
-from transformers import BarkModel
+from transformers import BarkCoarseConfig, BarkCoarseModel, BarkModel
 from transformers.models.bark.generation_configuration_bark import (
     BarkCoarseGenerationConfig,
     BarkFineGenerationConfig,
@@ -20,6 +20,7 @@ from transformers.models.bark.generation_configuration_bark import (
 from jobs import SpeechResult
 from models.protocol import ModelSpec
 from models.speech.bark import Bark, load
+from models.speech.transformer import CausalTransformer
 from models.speech.utterance import Stage
 from tests.unit.tiny_speech import CODES, SEMANTIC, VOICES, WORDS, make_job, make_lanes, say, write_folder
 
@@ -147,6 +148,28 @@ def test_same_seed_same_bytes_whatever_the_pace_and_the_slot(folder: Path, alone
     other = load(ModelSpec(name="tiny", folder=folder, max_rows=10))
     other.warm_up()
     assert say(other, COMPANY[::-1]).results[::-1] == alone
+
+
+@pytest.mark.parametrize("threads", [1, 2])
+def test_a_rows_bits_depend_on_no_company_and_on_no_threads_share(threads: int) -> None:
+    """On two threads `scaled_dot_product_attention` gives other bits to other numbers of rows."""
+    config = BarkCoarseConfig(hidden_size=128, num_heads=4, num_layers=2, block_size=320, bias=False)
+    torch.manual_seed(3)
+    transformer = CausalTransformer(BarkCoarseModel(config))
+    bank = transformer.make_bank(8, 320)
+    for memory in bank.memory:
+        memory.normal_()
+    torch.set_num_threads(threads)
+    try:
+        for position in (37, 200):
+            tokens = torch.arange(8)
+            alone = transformer.decode(bank, tokens, transformer.plan(bank, {0: position}, 1), 0)[0]
+            for places in ({0: position, 1: 5}, {slot: position + slot for slot in range(8)}):
+                assert torch.equal(
+                    transformer.decode(bank, tokens, transformer.plan(bank, places, 1), 0)[0], alone
+                )
+    finally:
+        torch.set_num_threads(1)
 
 
 def test_a_step_that_is_run_again_is_the_same_step(
