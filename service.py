@@ -3,12 +3,13 @@
 from __future__ import annotations
 
 import asyncio
+from collections.abc import Iterator
 from typing import Any
 
 import bentoml
 
 from gateway.greeting import greet
-from gateway.options import GatewayOptions
+from gateway.options import GatewayOptions, ServedModel
 from gateway.service import Gateway, open_doors
 from models.catalog import Modality, models_served
 from runners.image import ImageRunner
@@ -18,6 +19,20 @@ from settings import settings
 from untimed import UntimedService
 
 given = settings()
+
+
+def _models() -> Iterator[ServedModel]:
+    for modality in Modality:
+        for name, entry in models_served(given.profile, modality).items():
+            yield ServedModel(
+                name=name,
+                modality=modality.value,
+                family=entry.family,
+                precision=entry.precision,
+                licence=entry.licence,
+                aliases=entry.aliases,
+                voices=entry.voice_aliases,
+            )
 
 
 @bentoml.service(name="triptych", workers=1, service_class=UntimedService)
@@ -31,6 +46,7 @@ class Triptych(Gateway):
         timeout_s=given.timeout_s,
         max_body_bytes=given.max_body_bytes,
         max_media_body_bytes=given.max_media_body_bytes,
+        models=tuple(_models()),
         required=frozenset(each.value for each in Modality if models_served(given.profile, each)),
     )
 

@@ -9,7 +9,7 @@ the one shape, and cancels the endpoint when the caller has gone.
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from typing import Any
 
 from pydantic import BaseModel, ValidationError
@@ -17,7 +17,8 @@ from starlette.datastructures import Headers, MutableHeaders
 from starlette.responses import JSONResponse, PlainTextResponse, Response
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
-from gateway.errors import SHAPED, ErrorResponse, HttpError, error_for_status, log_bug
+from gateway.doors import Call, Doors, Found
+from gateway.errors import SHAPED, ErrorResponse, HttpError, error_for_status, log_bug, or_error
 from gateway.explain import explain
 from gateway.forms import file_fields, form_as_json
 from gateway.health import Readiness
@@ -72,19 +73,21 @@ class Answer:
 
 
 class Edge:
-    """`schemas` maps the paths of the endpoints to what their bodies must be; `document` is /docs.json."""
+    """`schemas` maps BentoML's endpoints to what their bodies must be; `document` makes /docs.json."""
 
     def __init__(
         self,
         app: ASGIApp,
         schemas: Mapping[str, type[BaseModel]],
-        document: dict[str, Any],
+        document: Callable[[], dict[str, Any]],
         readiness: Readiness,
+        doors: Doors,
         options: GatewayOptions,
     ) -> None:
         self._app = app
         self._schemas = schemas
         self._document = document
+        self._doors = doors
         self._options = options
         self._own = {
             "/livez": self._alive,
@@ -97,7 +100,7 @@ class Edge:
         return PlainTextResponse("ok\n")
 
     async def _docs(self) -> Response:
-        return JSONResponse(self._document)
+        return JSONResponse(self._document())
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         if scope["type"] != "http":
@@ -114,7 +117,7 @@ class Edge:
         try:
             await self._route(scope, receive, answer, headers, Ticket(id))
         except JobError as error:
-            await answer.respond(ErrorResponse(error))
+            await answer.respond(self._doors.refusal(scope["path"], error))
         except ClientGoneError:
             await _close_the_books(answer)
         except StreamAbortedError:
@@ -131,15 +134,35 @@ class Edge:
         elif not path.isprintable():
             raise HttpError(404, "There is no such route.", "unknown_route")
         elif method == "POST" and path in self._schemas:
-            body = await self._checked_body(headers, receive, self._schemas[path])
-            await self._endpoint(scope, body, receive, answer, ticket)
+            body, _ = await self._checked_body(headers, receive, self._schemas[path])
+            _name_body(scope, len(body))
+            await self._endpoint(self._app, scope, body, receive, answer, ticket)
+        elif found := self._doors.find(method, path):
+            await self._door(found, scope, receive, answer, ticket)
         else:
             if method in _WITH_BODY and path not in self._schemas:
                 check_body_type(headers)
             await self._app(scope, receive, answer.send)
 
-    async def _checked_body(self, headers: Headers, receive: Receive, schema: type[BaseModel]) -> bytes:
-        """The body as JSON that the schema takes. Raises `JobError`."""
+    async def _door(
+        self, found: Found, scope: Scope, receive: Receive, answer: Answer, ticket: Ticket
+    ) -> None:
+        door = found.door
+        body, request = b"", None
+        if door.request is not None:
+            body, request = await self._checked_body(Headers(scope=scope), receive, door.request)
+        call = Call(ticket=ticket, path=found.path, runners=self._doors.runners, options=self._options)
+
+        async def app(scope: Scope, receive: Receive, send: Send) -> None:
+            response = await or_error(door.answer(request, call), door.refuse)
+            await response(scope, receive, send)
+
+        await self._endpoint(app, scope, body, receive, answer, ticket)
+
+    async def _checked_body(
+        self, headers: Headers, receive: Receive, schema: type[BaseModel]
+    ) -> tuple[bytes, BaseModel]:
+        """The body as JSON that the schema takes, and what the schema makes of it. Raises `JobError`."""
         options = self._options
         takes_files = bool(file_fields(schema))
         is_form = check_body_type(headers, forms=takes_files)
@@ -148,13 +171,12 @@ class Edge:
         if is_form:
             body = await form_as_json(headers, body, schema)
         try:
-            schema.model_validate_json(body)
+            return body, schema.model_validate_json(body)
         except ValidationError as error:
             raise explain(error) from None
-        return body
 
     async def _endpoint(
-        self, scope: Scope, body: bytes, receive: Receive, answer: Answer, ticket: Ticket
+        self, endpoint: ASGIApp, scope: Scope, body: bytes, receive: Receive, answer: Answer, ticket: Ticket
     ) -> None:
         """Runs the endpoint beside a look-out for the caller's leaving; the first to end ends the other."""
         gone = asyncio.Event()
@@ -166,9 +188,8 @@ class Edge:
             await gone.wait()
             return {"type": "http.disconnect"}
 
-        _name_body(scope, len(body))
         CURRENT.set(ticket)
-        app = asyncio.ensure_future(self._app(scope, replay, answer.send))
+        app = asyncio.ensure_future(endpoint(scope, replay, answer.send))
         leaving = asyncio.ensure_future(_disconnected(receive))
         try:
             async with asyncio.timeout(self._options.timeout_s + 2 * self._options.grace_s + 1):

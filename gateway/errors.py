@@ -5,10 +5,11 @@ from __future__ import annotations
 import logging
 import math
 import traceback
+from collections.abc import Awaitable, Callable
 from typing import Any
 
 from pydantic import BaseModel, Field
-from starlette.responses import JSONResponse
+from starlette.responses import JSONResponse, Response
 from starlette.types import Receive, Scope, Send
 
 from jobs import ErrorKind, JobError
@@ -50,6 +51,7 @@ class HttpError(JobError):
     def __init__(self, status: int, message: str, code: str) -> None:
         super().__init__(ErrorKind.INVALID, message, code=code)
         self.status = status
+        self.headers: dict[str, str] = {}
 
 
 def error_body(error: JobError) -> dict[str, Any]:
@@ -64,6 +66,17 @@ def error_body(error: JobError) -> dict[str, Any]:
     }
 
 
+def status_and_headers(error: JobError) -> tuple[int, dict[str, str]]:
+    """429 and 503 always say when to come again, in whole seconds."""
+    status = error.status if isinstance(error, HttpError) else STATUS[error.kind]
+    headers = dict(error.headers) if isinstance(error, HttpError) else {}
+    if status in (429, 503):
+        headers["Retry-After"] = str(max(1, math.ceil(error.retry_after_s or 1)))
+    if status in (408, 413):
+        headers["Connection"] = "close"  # the rest of the body has not been read
+    return status, headers
+
+
 def log_bug(error: Exception) -> None:
     """Says where a bug was, and not the exception's text, which may hold what the caller sent."""
     place = "".join(traceback.format_tb(error.__traceback__))
@@ -71,16 +84,11 @@ def log_bug(error: Exception) -> None:
 
 
 class ErrorResponse(JSONResponse):
-    """An error as HTTP. 429 and 503 always say when to come again, in whole seconds."""
+    """An error as HTTP, in our shape, or with a `content` in another's."""
 
-    def __init__(self, error: JobError, headers: dict[str, str] | None = None) -> None:
-        status = error.status if isinstance(error, HttpError) else STATUS[error.kind]
-        headers = dict(headers or {})
-        if status in (429, 503):
-            headers["Retry-After"] = str(max(1, math.ceil(error.retry_after_s or 1)))
-        if status in (408, 413):
-            headers["Connection"] = "close"  # the rest of the body has not been read
-        super().__init__(error_body(error), status_code=status, headers=headers)
+    def __init__(self, error: JobError, headers: dict[str, str] | None = None, content: Any = None) -> None:
+        status, own = status_and_headers(error)
+        super().__init__(content or error_body(error), status_code=status, headers={**(headers or {}), **own})
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         scope[SHAPED] = True
@@ -114,3 +122,16 @@ def error_for_status(status: int) -> JobError:
         error = HttpError(status, message, code)
         error.kind = kind
     return error
+
+
+async def or_error(
+    answer: Awaitable[Response], refuse: Callable[[JobError], Response] = ErrorResponse
+) -> Response:
+    """The answer, or the error that it raised, in the words of `refuse`."""
+    try:
+        return await answer
+    except JobError as error:
+        return refuse(error)
+    except Exception as error:  # noqa: BLE001 - BentoML would log its text, which may hold a prompt
+        log_bug(error)
+        return refuse(error_for_status(500))

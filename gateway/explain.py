@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from typing import Any
 
 from pydantic import ValidationError
@@ -48,15 +49,15 @@ def invalid(message: str, code: str, param: str | None = None) -> JobError:
     return JobError(ErrorKind.INVALID, message, param=param, code=code)
 
 
-def explain(error: ValidationError) -> JobError:
-    """The first thing wrong with a request, as our own error."""
+def explain(error: ValidationError, renamed: Mapping[str, str] | None = None) -> JobError:
+    """The first thing wrong with a request, as our own error; `renamed`: the check's names to a caller's."""
     first = error.errors(include_url=False, include_input=False)[0]
     if first["type"] == "json_invalid" or (not first["loc"] and first["type"].startswith("model_")):
         return invalid(BAD_JSON, "invalid_json")
     code, words = _WORDS.get(first["type"], ("invalid_field", "is not valid"))
     if first["type"] == "exactly_one":
         return invalid(words, code, "prompt")
-    param = _name(first)
+    param = _name(first, renamed or {})
     return invalid(f"`{param}` {words.format(**_context(first))}.", code, param)
 
 
@@ -64,9 +65,10 @@ def _context(error: ErrorDetails) -> dict[str, Any]:
     return dict(error.get("ctx", {}))
 
 
-def _name(error: ErrorDetails) -> str:
+def _name(error: ErrorDetails, renamed: Mapping[str, str]) -> str:
     """`messages.0.role`"""
-    return printable(".".join(str(part) for part in error["loc"]))
+    first, *rest = [str(part) for part in error["loc"]] or [""]
+    return printable(".".join([renamed.get(first, first), *rest]))
 
 
 def printable(name: str) -> str:

@@ -53,10 +53,10 @@ async def answer_image(jobs: Sequence[ImageJob], runner: RunnerClient, ticket: T
     """
     headers = {"X-Seed": str(jobs[0].seed)}
     if jobs[0].stream:
-        events = _merged(jobs, runner)
+        events = merged(jobs, runner)
         content = _stream(rejoin(await peek(events), events), ticket, several=len(jobs) > 1)
         return ClosingStream(content, EVENT_STREAM, headers)
-    ends = await _all(jobs, runner)
+    ends = await all_done(jobs, runner)
     last = max(ends, key=lambda done: done.total_ms)
     headers |= timing_headers(last)
     results = [result_of(done, ImageResult) for done in ends]
@@ -72,7 +72,7 @@ async def answer_image(jobs: Sequence[ImageJob], runner: RunnerClient, ticket: T
     return JSONResponse(answer.model_dump(), headers=headers)
 
 
-async def _all(jobs: Sequence[ImageJob], runner: RunnerClient) -> list[Done]:
+async def all_done(jobs: Sequence[ImageJob], runner: RunnerClient) -> list[Done]:
     try:
         async with asyncio.TaskGroup() as group:
             tasks = [group.create_task(last_event(runner.run(job))) for job in jobs]
@@ -81,7 +81,7 @@ async def _all(jobs: Sequence[ImageJob], runner: RunnerClient) -> list[Done]:
     return [task.result() for task in tasks]
 
 
-async def _merged(jobs: Sequence[ImageJob], runner: RunnerClient) -> AsyncGenerator[tuple[int, Event], None]:
+async def merged(jobs: Sequence[ImageJob], runner: RunnerClient) -> AsyncGenerator[tuple[int, Event], None]:
     """The events of all jobs as they come, each with its job's place. Raises the first failure."""
     # One place: a reader who is slow holds the runner's events back, as with a single job.
     arrived: asyncio.Queue[tuple[int, Event] | Exception] = asyncio.Queue(1)

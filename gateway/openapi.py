@@ -6,15 +6,21 @@ of optional fields; so `/docs.json` is made here, from the same classes that che
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+import re
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 from pydantic import BaseModel
 from pydantic.json_schema import models_json_schema
 
+from gateway.doors import Door
 from gateway.errors import ErrorBody
 from gateway.schemas import ImagesAnswer, TextAnswer
+from gateway.streams import EVENT_STREAM
 
+_CONVERTER = re.compile(r":\w+}")
+_NAMED = re.compile(r"{(\w+)}")
+_NOT_WORD = re.compile(r"\W+")
 _REF = "#/components/schemas/{model}"
 _HEADERS: dict[str, tuple[str, str]] = {
     "X-Request-Id": ("string", "The caller's own id, or a fresh one."),
@@ -56,17 +62,20 @@ _ANSWERS: dict[str, tuple[str, dict[str, Any], tuple[str, ...]]] = {
 }
 
 
-def openapi_document(title: str, endpoints: Mapping[str, tuple[type[BaseModel], str]]) -> dict[str, Any]:
-    """`endpoints` maps the name of each endpoint to its request class and what it does."""
+def openapi_document(
+    title: str, endpoints: Mapping[str, tuple[type[BaseModel], str]], doors: Sequence[Door]
+) -> dict[str, Any]:
+    """`endpoints` maps the name of each of BentoML's endpoints to its request class and what it does."""
     bodies: list[type[BaseModel]] = [body for body, _ in endpoints.values()]
-    models = dict.fromkeys([*bodies, TextAnswer, ImagesAnswer, ErrorBody])
+    theirs = [model for door in doors for model in (door.request, door.answers) if model is not None]
+    models = dict.fromkeys([*bodies, TextAnswer, ImagesAnswer, ErrorBody, *theirs])
     _, schemas = models_json_schema([(model, "validation") for model in models], ref_template=_REF)
     paths = {f"/{name}": {"post": _operation(name, *endpoint)} for name, endpoint in endpoints.items()}
     return {
         "openapi": "3.1.0",
         "info": {"title": title, "version": "1", "description": "Text, images and speech from open models."},
         "servers": [{"url": "."}],
-        "paths": paths | _health_paths(),
+        "paths": paths | _door_paths(doors) | _health_paths(),
         "components": {"schemas": schemas["$defs"], "headers": _header_components()},
     }
 
@@ -83,12 +92,46 @@ def _operation(name: str, body: type[BaseModel], summary: str) -> dict[str, Any]
         "summary": summary,
         "tags": [name.partition("_")[0]],
         "parameters": [_request_id()],
-        "requestBody": {
-            "required": True,
-            "content": {"application/json": {"schema": {"$ref": _REF.format(model=body.__name__)}}},
-        },
+        "requestBody": _body(body),
         "responses": {"200": answer} | {status: _error(status) for status in _ERRORS},
     }
+
+
+def _door_paths(doors: Sequence[Door]) -> dict[str, Any]:
+    paths: dict[str, Any] = {}
+    for door in doors:
+        path = _CONVERTER.sub("}", door.path)
+        paths.setdefault(path, {})[door.method.lower()] = _door_operation(door, path)
+    return paths
+
+
+def _door_operation(door: Door, path: str) -> dict[str, Any]:
+    form = {"schema": {"$ref": _REF.format(model=door.answers.__name__)}} if door.answers else {}
+    plain = {"application/json": form, EVENT_STREAM: {"schema": {"type": "string"}}}
+    answer = {
+        "description": "The answer.",
+        "content": {media: plain.get(media, _BYTES) for media in door.media},
+        "headers": {"X-Request-Id": _header("X-Request-Id")},
+    }
+    operation: dict[str, Any] = {
+        "operationId": f"{door.method.lower()}{_NOT_WORD.sub('_', path)}",
+        "summary": door.summary,
+        "tags": [path.split("/")[1]],
+        "parameters": [_request_id(), *map(_path_parameter, _NAMED.findall(path))],
+        "responses": {str(door.status): answer} | {status: _error(status) for status in _ERRORS},
+    }
+    if door.request is not None:
+        operation["requestBody"] = _body(door.request)
+    return operation
+
+
+def _path_parameter(name: str) -> dict[str, Any]:
+    return {"name": name, "in": "path", "required": True, "schema": {"type": "string", "minLength": 1}}
+
+
+def _body(model: type[BaseModel]) -> dict[str, Any]:
+    form = {"schema": {"$ref": _REF.format(model=model.__name__)}}
+    return {"required": True, "content": {"application/json": form}}
 
 
 def _error(status: str) -> dict[str, Any]:

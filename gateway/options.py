@@ -2,9 +2,24 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from collections.abc import Mapping
+from dataclasses import dataclass, field
 
 MODALITIES = ("text", "image", "speech")
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class ServedModel:
+    """What callers are told about a model, and other names by which they may ask for it and its voices."""
+
+    name: str
+    modality: str
+    family: str = ""
+    precision: str = ""
+    licence: str = ""
+    aliases: tuple[str, ...] = ()
+    voices: Mapping[str, str] = field(default_factory=dict[str, str])
+    """Other names of its voices."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -32,3 +47,19 @@ class GatewayOptions:
     """What a caller is told to wait when a runner is gone and comes back by itself."""
     required: frozenset[str] = frozenset(MODALITIES)
     """The runners without which the service is not ready."""
+    models: tuple[ServedModel, ...] = ()
+    """The models of all runners, of each modality its default first."""
+
+    def model(self, name: str, modality: str) -> ServedModel | None:
+        """The model of this name or alias."""
+        return next(
+            (
+                each
+                for each in self.models
+                if each.modality == modality and (name == each.name or name in each.aliases)
+            ),
+            None,
+        )
+
+    def default_model(self, modality: str) -> str:
+        return next((each.name for each in self.models if each.modality == modality), "default")

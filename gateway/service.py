@@ -13,15 +13,16 @@ The top-level service composes it with its runners:
 
 from __future__ import annotations
 
-from collections.abc import Awaitable
+from functools import cache
 from typing import Any, ClassVar
 
 import bentoml
 from _bentoml_sdk.io_models import IORootModel
 from starlette.responses import Response
 
+from gateway.doors import Doors
 from gateway.edge import Edge
-from gateway.errors import ErrorResponse, error_for_status, log_bug
+from gateway.errors import or_error
 from gateway.health import Readiness
 from gateway.image import answer_image, image_jobs
 from gateway.openapi import openapi_document
@@ -31,7 +32,6 @@ from gateway.schemas import ImageRequest, SpeechRequest, TextAnswer, TextRequest
 from gateway.speech import answer_speech, speech_job
 from gateway.text import answer_text, text_job
 from gateway.tickets import current_ticket
-from jobs import JobError
 
 _STREAM: dict[str, Any] = {"stream": True}
 
@@ -53,10 +53,12 @@ class Gateway:
     speech_runner: Any
     options: ClassVar[GatewayOptions] = GatewayOptions()
     readiness: ClassVar[Readiness]
+    doors: ClassVar[Doors]
 
     def __init_subclass__(cls, **kwargs: Any) -> None:
         super().__init_subclass__(**kwargs)
         cls.readiness = Readiness()
+        cls.doors = Doors()
 
     def __init__(self) -> None:
         options = self.options
@@ -65,6 +67,7 @@ class Gateway:
         self._speech = RunnerClient("speech", self.speech_runner, options)
         self._clients = {client.name: client for client in (self._text, self._image, self._speech)}
         self.readiness.watch(self._clients, options.required)
+        self.doors.open(self._clients)
 
     @bentoml.on_shutdown
     async def close(self) -> None:
@@ -104,17 +107,17 @@ class Gateway:
     async def _answer_text(self, request: TextRequest) -> Response:
         ticket = current_ticket()
         job = text_job(request, ticket, self.options.timeout_s)
-        return await _or_error(answer_text(job, self._text, ticket))
+        return await or_error(answer_text(job, self._text, ticket))
 
     async def _answer_image(self, request: ImageRequest) -> Response:
         ticket = current_ticket()
         jobs = image_jobs(request, ticket, self.options.timeout_s)
-        return await _or_error(answer_image(jobs, self._image, ticket))
+        return await or_error(answer_image(jobs, self._image, ticket))
 
     async def _answer_speech(self, request: SpeechRequest) -> Response:
         ticket = current_ticket()
         job = speech_job(request, ticket, self.options.timeout_s)
-        return await _or_error(answer_speech(job, self._speech))
+        return await or_error(answer_speech(job, self._speech))
 
 
 for _method in (Gateway.text_stream, Gateway.image_stream, Gateway.speech_stream):
@@ -123,27 +126,22 @@ for _method in (Gateway.text_stream, Gateway.image_stream, Gateway.speech_stream
     _method.is_stream = True
 
 
-async def _or_error(answer: Awaitable[Response]) -> Response:
-    try:
-        return await answer
-    except JobError as error:
-        return ErrorResponse(error)
-    except Exception as error:  # noqa: BLE001 - BentoML would log its text, which may hold a prompt
-        log_bug(error)
-        return ErrorResponse(error_for_status(500))
-
-
 def open_doors(service: bentoml.Service[Any]) -> None:
     """Puts the edge in front of a service made of `Gateway`; call it once, beside its definition."""
     gateway = service.inner
     methods = service.apis.values()
+
+    @cache
+    def document() -> dict[str, Any]:
+        endpoints = {method.name: (method.input_spec, method.doc or "") for method in methods}
+        return openapi_document(service.name, endpoints, gateway.doors.all)
+
     edge: Any = Edge  # BentoML's protocol for it describes a function
     service.add_asgi_middleware(
         edge,
         schemas={method.route: method.input_spec for method in methods},
-        document=openapi_document(
-            service.name, {method.name: (method.input_spec, method.doc or "") for method in methods}
-        ),
+        document=document,
         readiness=gateway.readiness,
+        doors=gateway.doors,
         options=gateway.options,
     )

@@ -64,6 +64,10 @@ class Entry(BaseModel):
     """The most requests in flight on it at once."""
     loras: Source | None = None
     """The folder that LoRA files are taken from; it is read again when a name is not known."""
+    aliases: tuple[str, ...] = ()
+    """Other names it answers to at the doors in other people's words (`tts-1`, `gpt-image-1`)."""
+    voice_aliases: dict[str, str] = Field(default_factory=dict[str, str])
+    """Other people's names of its voices (`alloy`), each to one of its own."""
     licence: str
     """The licence's name, and its page where a hub asks for agreement."""
     memory: Memory | None = None

@@ -16,6 +16,7 @@ from typing import Any
 import bentoml
 
 from gateway import Gateway, GatewayOptions, open_doors
+from gateway.options import ServedModel
 from jobs import (
     AudioChunk,
     Done,
@@ -203,12 +204,19 @@ class FakeSpeech(FakeRunner):
     modality = "speech"
 
 
+MODELS = (
+    ServedModel(name="fake", modality="text", licence="MIT"),
+    ServedModel(name="fake-picture", modality="image", aliases=("gpt-image-1",)),
+    ServedModel(name="fake-sound", modality="speech", aliases=("tts-1",), voices={"alloy": "ada"}),
+)
+
+
 @bentoml.service(name="fake-gateway", service_class=UntimedService)
 class FakeGateway(Gateway):
     text_runner = bentoml.depends(FakeText)
     image_runner = bentoml.depends(FakeImage)
     speech_runner = bentoml.depends(FakeSpeech)
-    options = GatewayOptions(timeout_s=20, body_timeout_s=1)
+    options = GatewayOptions(timeout_s=20, body_timeout_s=1, models=MODELS)
 
 
 open_doors(FakeGateway)

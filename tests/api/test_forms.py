@@ -16,6 +16,7 @@ from starlette.requests import Request
 from starlette.responses import Response
 from starlette.types import Receive, Scope, Send
 
+from gateway.doors import Doors
 from gateway.edge import Edge
 from gateway.health import Readiness
 from gateway.options import GatewayOptions
@@ -46,7 +47,7 @@ async def echo(scope: Scope, receive: Receive, send: Send) -> None:
 @pytest.fixture
 async def caller() -> AsyncIterator[httpx.AsyncClient]:
     options = GatewayOptions(max_body_bytes=1000, max_media_body_bytes=100_000)
-    edge = Edge(echo, {"/words": _Words, "/files": _Files}, {}, Readiness(), options)
+    edge = Edge(echo, {"/words": _Words, "/files": _Files}, dict, Readiness(), Doors(), options)
     async with httpx.AsyncClient(transport=httpx.ASGITransport(edge), base_url="http://gateway") as client:
         yield client
 

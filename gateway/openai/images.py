@@ -1,0 +1,143 @@
+"""/v1/images/generations."""
+
+from __future__ import annotations
+
+import base64
+import re
+import time
+from collections.abc import AsyncGenerator
+from contextlib import aclosing
+from typing import Any, Literal
+
+from openai.types import Image, ImagesResponse
+from pydantic import Field
+from starlette.responses import Response
+
+from gateway.answers import result_of
+from gateway.doors import Call, Door, Wire, like, native
+from gateway.errors import error_body
+from gateway.explain import invalid
+from gateway.image import all_done, image_jobs, merged
+from gateway.openai.wire import JsonAnswer
+from gateway.schemas import ImageRequest, LoraSpec, Seed, Whole
+from gateway.streams import EVENT_STREAM, ClosingStream, peek, rejoin, sse
+from jobs import Done, Event, ImageFormat, ImageResult, JobError, Preview, Scheduler
+
+_SIZE = re.compile(r"([0-9]{1,5})x([0-9]{1,5})", re.ASCII)
+STEPS = {"low": 10, "medium": 20, "standard": 20, "high": 40, "hd": 40}
+"""What a picture's quality means to a diffusion model; `num_inference_steps` says it exactly."""
+Quality = Literal["auto", "low", "medium", "high", "standard", "hd"]
+NO_URLS = "Pictures are not kept to be fetched from a URL: leave `response_format` out or ask for b64_json."
+
+
+class GenerateRequest(Wire):
+    """A picture to draw."""
+
+    prompt: str = like(ImageRequest, "prompt")
+    model: str | None = like(ImageRequest, "model")
+    n: Whole | None = like(ImageRequest, "num_images", default=None)
+    size: str | None = Field(
+        None,
+        pattern=r"^(auto|[0-9]{1,5}x[0-9]{1,5})$",
+        description="Pixels as WIDTHxHEIGHT; auto, or left out, the model's own.",
+        examples=["128x128"],
+    )
+    quality: Quality | None = Field(None, description="How many steps: low 10, medium 20, high 40.")
+    response_format: Literal["b64_json", "url"] | None = Field(None, description="Only b64_json is answered.")
+    output_format: ImageFormat | None = Field(None, description="Encoding of the picture; png if left out.")
+    background: Literal["auto", "opaque"] | None = Field(None, description="Pictures are opaque.")
+    stream: bool | None = Field(None, description="Answer with server-sent events.")
+    partial_images: Whole | None = Field(
+        None, ge=0, le=3, description="The most previews that a stream shows of each picture."
+    )
+    user: str | None = Field(None, max_length=256, description="Taken for the clients' sake, and not kept.")
+    negative_prompt: str | None = like(ImageRequest, "negative_prompt", default=None)
+    num_inference_steps: Whole | None = like(ImageRequest, "num_inference_steps", default=None)
+    guidance_scale: float | None = like(ImageRequest, "guidance_scale", default=None)
+    scheduler: Scheduler | None = like(ImageRequest, "scheduler", default=None)
+    seed: Seed = None
+    loras: list[LoraSpec] | None = like(ImageRequest, "loras", default=None)
+
+
+def native_image(request: GenerateRequest, call: Call) -> ImageRequest:
+    """Raises `JobError`."""
+    if request.response_format == "url":
+        raise invalid(NO_URLS, "url_not_supported", "response_format")
+    size = _SIZE.fullmatch(request.size or "")
+    same = ("prompt", "negative_prompt", "guidance_scale", "scheduler", "seed")
+    fields: dict[str, Any] = {
+        **{name: getattr(request, name) for name in same},
+        "model": call.model_name(request.model, "image"),
+        "num_images": request.n,
+        "width": int(size[1]) if size else None,
+        "height": int(size[2]) if size else None,
+        "num_inference_steps": request.num_inference_steps or STEPS.get(request.quality or "auto"),
+        "loras": request.loras,
+        "response_format": request.output_format,
+        "stream": bool(request.stream),
+    }
+    return native(ImageRequest, fields, {"num_images": "n", "width": "size", "height": "size"})
+
+
+async def generate(request: GenerateRequest, call: Call) -> Response:
+    jobs = image_jobs(native_image(request, call), call.ticket, call.options.timeout_s)
+    runner = call.runners["image"]
+    headers = {"X-Seed": str(jobs[0].seed)}
+    if request.stream:
+        events = merged(jobs, runner)
+        content = _stream(rejoin(await peek(events), events), request)
+        return ClosingStream(content, EVENT_STREAM, headers)
+    results = [result_of(done, ImageResult) for done in await all_done(jobs, runner)]
+    pictures = [Image(b64_json=_base64(result.data)) for result in results]
+    form = request.output_format or "png"
+    answer = ImagesResponse(created=int(time.time()), data=pictures, output_format=form)
+    return JsonAnswer(answer, headers)
+
+
+async def _stream(
+    events: AsyncGenerator[tuple[int, Event], None], request: GenerateRequest
+) -> AsyncGenerator[bytes, None]:
+    most = request.partial_images or 0
+    shown: dict[int, int] = {}
+    try:
+        async with aclosing(events):
+            async for index, event in events:
+                if isinstance(event, Preview) and shown.get(index, 0) < most:
+                    place = shown[index] = shown.get(index, 0) + 1
+                    yield _event("partial_image", event.data, request, partial_image_index=place - 1)
+                elif isinstance(event, Done):
+                    yield _event("completed", result_of(event, ImageResult).data, request)
+    except JobError as error:
+        yield sse(error_body(error), "error")
+
+
+def _event(kind: str, data: bytes, request: GenerateRequest, **more: int) -> bytes:
+    name = f"image_generation.{kind}"
+    told = {
+        "type": name,
+        "b64_json": _base64(data),
+        "created_at": int(time.time()),
+        "background": "opaque",
+        "output_format": request.output_format or "png",
+        "quality": request.quality or "auto",
+        "size": request.size or "auto",
+        **more,
+    }
+    return sse(told, name)
+
+
+def _base64(data: bytes) -> str:
+    return base64.b64encode(data).decode("ascii")
+
+
+DOORS = (
+    Door(
+        method="POST",
+        path="/v1/images/generations",
+        summary="OpenAI: draws pictures.",
+        request=GenerateRequest,
+        answer=generate,
+        answers=ImagesResponse,
+        media=("application/json", EVENT_STREAM),
+    ),
+)
