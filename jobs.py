@@ -12,10 +12,11 @@ from typing import Annotated, Literal
 from pydantic import ConfigDict, Field, TypeAdapter
 from pydantic.dataclasses import dataclass
 
-JOB_VERSION = 1
+JOB_VERSION = 2
 """Raised when an old runner could not read a new job; a runner refuses versions it does not know."""
 
 Scheduler = Literal["ddim", "euler", "euler_ancestral", "dpmpp_2m", "lcm"]
+TimestepSpacing = Literal["leading", "trailing", "linspace", "karras"]
 ImageFormat = Literal["png", "jpeg", "webp"]
 AudioFormat = Literal["wav", "flac", "ogg", "mp3", "pcm"]
 FinishReason = Literal["stop", "length"]
@@ -92,7 +93,11 @@ class TextJob:
 
 @dataclass(frozen=True, slots=True, kw_only=True, config=_WIRE)
 class ImageJob:
-    """One picture. `width`, `height` in pixels, None for the model's own; `guidance_scale` 1 means none."""
+    """One picture. `width`, `height` in pixels, None for the model's own; `guidance_scale` 1 means none.
+
+    It begins from `init_image`, an encoded picture, if there is one: `strength` of the way back to noise.
+    With a `mask_image` only its white part is drawn anew.
+    """
 
     kind: Literal["image"] = "image"
     version: int = JOB_VERSION
@@ -108,6 +113,10 @@ class ImageJob:
     num_inference_steps: int
     guidance_scale: float
     scheduler: Scheduler
+    timestep_spacing: TimestepSpacing | None = None
+    init_image: bytes | None = None
+    mask_image: bytes | None = None
+    strength: float | None = None
     loras: tuple[LoraChoice, ...] = ()
     response_format: ImageFormat = "png"
 

@@ -42,6 +42,8 @@ _WORDS: dict[str, tuple[str, str]] = {
     "model_type": ("wrong_type", "must be an object"),
     "model_attributes_type": ("wrong_type", "must be an object"),
     "exactly_one": ("missing_field", "Give exactly one of `prompt` and `messages`."),
+    "base64": ("bad_characters", "must be base64"),
+    "needs_init_image": ("missing_field", "`{name}` needs an `init_image`."),
 }
 
 
@@ -57,6 +59,8 @@ def explain(error: ValidationError, renamed: Mapping[str, str] | None = None) ->
     code, words = _WORDS.get(first["type"], ("invalid_field", "is not valid"))
     if first["type"] == "exactly_one":
         return invalid(words, code, "prompt")
+    if first["type"] == "needs_init_image":
+        return invalid(words.format(**_context(first)), code, _context(first)["name"])
     param = _name(first, renamed or {})
     return invalid(f"`{param}` {words.format(**_context(first))}.", code, param)
 

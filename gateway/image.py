@@ -41,9 +41,17 @@ def _job(request: ImageRequest, id: str, seed: int, timeout_s: float) -> ImageJo
         num_inference_steps=request.num_inference_steps,
         guidance_scale=request.guidance_scale,
         scheduler=request.scheduler,
+        timestep_spacing=request.timestep_spacing,
+        init_image=_file(request.init_image),
+        mask_image=_file(request.mask_image),
+        strength=request.strength,
         loras=tuple(LoraChoice(name=lora.name, weight=lora.weight) for lora in request.loras),
         response_format=request.response_format,
     )
+
+
+def _file(encoded: str | None) -> bytes | None:
+    return None if encoded is None else base64.b64decode(encoded)
 
 
 async def answer_image(jobs: Sequence[ImageJob], runner: RunnerClient, ticket: Ticket) -> Response:

@@ -15,6 +15,7 @@ from pydantic.json_schema import models_json_schema
 
 from gateway.doors import Door
 from gateway.errors import ErrorBody
+from gateway.forms import file_fields
 from gateway.schemas import ImagesAnswer, TextAnswer
 from gateway.streams import EVENT_STREAM
 
@@ -35,7 +36,7 @@ _ERRORS: dict[str, str] = {
     "404": "There is no such model, voice or LoRA; `message` names those there are.",
     "408": "The body came too slowly.",
     "413": "The body is too large.",
-    "415": "The body is not application/json.",
+    "415": "The body is not application/json, nor multipart/form-data where files go in.",
     "429": "Too many requests wait already; see Retry-After.",
     "500": "Something went wrong in the service.",
     "503": "The runner is loading or restarting; see Retry-After.",
@@ -130,8 +131,14 @@ def _path_parameter(name: str) -> dict[str, Any]:
 
 
 def _body(model: type[BaseModel]) -> dict[str, Any]:
-    form = {"schema": {"$ref": _REF.format(model=model.__name__)}}
-    return {"required": True, "content": {"application/json": form}}
+    """One that holds files may come as a form, where they are parts with their plain bytes."""
+    schema = {"schema": {"$ref": _REF.format(model=model.__name__)}}
+    content: dict[str, Any] = {"application/json": schema}
+    files = sorted(file_fields(model))
+    if files:
+        encoding = {name: {"contentType": "application/octet-stream"} for name in files}
+        content["multipart/form-data"] = schema | {"encoding": encoding}
+    return {"required": True, "content": content}
 
 
 def _error(status: str) -> dict[str, Any]:

@@ -5,13 +5,23 @@ Strict: no number in a string, no boolean as a number, no unknown field, no NUL,
 
 from __future__ import annotations
 
-from typing import Annotated, Any, Literal
+import base64
+import binascii
+from typing import Annotated, Any, ClassVar, Literal
 
 from bentoml import IODescriptor
-from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, WithJsonSchema, model_validator
+from pydantic import (
+    AfterValidator,
+    BaseModel,
+    BeforeValidator,
+    ConfigDict,
+    Field,
+    WithJsonSchema,
+    model_validator,
+)
 from pydantic_core import PydanticCustomError
 
-from jobs import AudioFormat, FinishReason, ImageFormat, Scheduler
+from jobs import AudioFormat, FinishReason, ImageFormat, Scheduler, TimestepSpacing
 
 NO_NUL = r"^[^\x00]*$"
 MAX_SEED = 2**32 - 1
@@ -25,6 +35,14 @@ def _whole(value: Any) -> Any:
 
 def _as_list(value: Any) -> Any:
     return [value] if isinstance(value, str) else value
+
+
+def _base64(value: str | None) -> str | None:
+    try:
+        base64.b64decode(value or "", validate=True)
+    except (binascii.Error, ValueError):
+        raise PydanticCustomError("base64", "not base64") from None
+    return value
 
 
 Whole = Annotated[int, BeforeValidator(_whole)]
@@ -46,7 +64,9 @@ Model = Annotated[
     ),
 ]
 # The union is inside: BentoML writes what is annotated within a union a second time into the JSON schema.
-Side = Annotated[int | None, Field(ge=64, le=1024, multiple_of=8), BeforeValidator(_whole)]
+Side = Annotated[int | None, Field(ge=64, le=2048, multiple_of=8), BeforeValidator(_whole)]
+EncodedFile = Annotated[str | None, AfterValidator(_base64)]
+"""A file in base64, None without one; its bytes are bounded by the route's body."""
 Seed = Annotated[
     int | None,
     Field(
@@ -125,6 +145,8 @@ class TextRequest(_Strict, IODescriptor):
 class ImageRequest(_Strict, IODescriptor):
     """A picture to draw."""
 
+    file_fields: ClassVar[frozenset[str]] = frozenset({"init_image", "mask_image"})
+
     prompt: str = Field(
         min_length=1,
         max_length=4000,
@@ -143,6 +165,24 @@ class ImageRequest(_Strict, IODescriptor):
         4.0, ge=1, le=30, description="How closely to follow the prompt; 1 is without guidance."
     )
     scheduler: Scheduler = Field("ddim", description="The sampler that takes the steps.")
+    timestep_spacing: TimestepSpacing | None = Field(
+        None,
+        description="How the steps are spaced; left out, as the model's own configuration says.",
+    )
+    init_image: EncodedFile = Field(
+        None, description="The picture to begin from: PNG, JPEG or WebP in base64, at most 2^23 pixels."
+    )
+    mask_image: EncodedFile = Field(
+        None,
+        description="What of init_image to draw anew: a picture in base64, white there.",
+    )
+    strength: float | None = Field(
+        None,
+        gt=0,
+        le=1,
+        description="How far to leave init_image: the part of the steps that is taken. Left out, 0.8; with "
+        "mask_image 1.",
+    )
     seed: Seed = None
     num_images: Whole = Field(
         1,
@@ -153,6 +193,13 @@ class ImageRequest(_Strict, IODescriptor):
     loras: list[LoraSpec] = Field([], max_length=4, description="Adapters mixed into this picture alone.")
     response_format: ImageFormat = Field("png", description="Encoding of the picture.")
     stream: bool = Field(False, description="Answer with server-sent events, the last with the picture.")
+
+    @model_validator(mode="after")
+    def _these_need_a_picture(self) -> ImageRequest:
+        for name in ("mask_image", "strength"):
+            if self.init_image is None and getattr(self, name) is not None:
+                raise PydanticCustomError("needs_init_image", "{name} needs init_image", {"name": name})
+        return self
 
 
 class SpeechRequest(_Strict, IODescriptor):

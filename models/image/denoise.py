@@ -14,6 +14,8 @@ from numpy.typing import NDArray
 from models.image.lora import LoraBank, Selection
 from models.image.row import Row
 from models.image.samplers import Column
+from models.image.source import Kept, kept_of
+from models.image.text_encoder import Embedding
 
 
 @dataclass(frozen=True, slots=True)
@@ -30,7 +32,8 @@ class Batch:
     """What stays the same while the same rows step together.
 
     `gather` [F] names the row that each forward row belongs to: every row once with its prompt, then the
-    guided ones again with their negative prompt, then row 0 as padding.
+    guided ones again with their negative prompt, then row 0 as padding. `added` is what SDXL's UNet is told
+    beside the prompts, `beside` [F, 1 + C, h, w] what an inpainting one sees beside the latents.
     """
 
     rows: tuple[Row, ...]
@@ -39,6 +42,9 @@ class Batch:
     guided: torch.Tensor
     guidance: torch.Tensor
     timestep_cond: torch.Tensor | None
+    added: dict[str, torch.Tensor] | None
+    beside: torch.Tensor | None
+    kept: Kept | None
     selection: Selection
 
 
@@ -53,28 +59,45 @@ def bucket_of(rows: int, device: torch.device) -> int:
     return max(2, 1 << (rows - 1).bit_length())
 
 
-def build_batch(rows: Sequence[Row], bank: LoraBank, guidance_width: int | None) -> Batch:
-    """`guidance_width`: the width of the guidance embedding a distilled UNet takes instead of two halves."""
+def build_batch(
+    rows: Sequence[Row], bank: LoraBank, guidance_width: int | None, *, told_sizes: bool = False
+) -> Batch:
+    """`guidance_width`: the width of the guidance embedding a distilled UNet takes instead of two halves.
+
+    `told_sizes`: the UNet is told the picture's size and the pooled prompt (SDXL, arXiv 2307.01952, 2.2).
+    """
     device = rows[0].latents.device
     guided = [i for i, row in enumerate(rows) if row.uncond is not None]
     gather = [*range(len(rows)), *guided]
     gather += [0] * (bucket_of(len(gather), device) - len(gather))
-    conds = [row.cond for row in rows]
-    embeddings = [*conds, *(rows[i].uncond for i in guided)]
-    embeddings += [conds[0]] * (len(gather) - len(embeddings))
+    embeddings = [row.cond for row in rows] + [rows[i].uncond for i in guided]
+    embeddings += [rows[0].cond] * (len(gather) - len(embeddings))
+    encoded = [embedding for embedding in embeddings if embedding is not None]
     scales = torch.tensor([row.job.guidance_scale for row in rows], dtype=torch.float32)
     timestep_cond = None
     if guidance_width is not None:
         timestep_cond = guidance_embedding(scales, guidance_width)[gather].to(device)
+    sources = [row.source for row in rows]
+    shown = [source.beside() for source in sources if source is not None and source.shown]
     return Batch(
         rows=tuple(rows),
         gather=torch.tensor(gather, device=device),
-        embeddings=torch.stack([embedding for embedding in embeddings if embedding is not None]),
+        embeddings=torch.stack([embedding.hidden for embedding in encoded]),
         guided=torch.tensor(guided, dtype=torch.int64, device=device),
         guidance=scales[guided].reshape(-1, 1, 1, 1).to(device),
         timestep_cond=timestep_cond,
+        added=_sizes_told(encoded, rows[0]) if told_sizes else None,
+        beside=torch.stack(shown)[gather] if shown else None,
+        kept=kept_of(sources, device),
         selection=bank.select("unet", [rows[i].adapters for i in gather]),
     )
+
+
+def _sizes_told(encoded: Sequence[Embedding], row: Row) -> dict[str, torch.Tensor]:
+    """Rows of one batch have one size: drawn at it, cropped nowhere, meant for it."""
+    pooled = torch.stack([embedding.pooled for embedding in encoded if embedding.pooled is not None])
+    sizes = torch.tensor([row.height, row.width, 0, 0, row.height, row.width]).to(pooled)
+    return {"text_embeds": pooled, "time_ids": sizes.expand(len(pooled), -1)}
 
 
 def denoise(unet: Any, batch: Batch, dtype: torch.dtype) -> list[Stepped]:
@@ -87,11 +110,15 @@ def denoise(unet: Any, batch: Batch, dtype: torch.dtype) -> list[Stepped]:
     table = np.stack([row.table.steps[row.index] for row in rows])
     steps = torch.from_numpy(table).to(latents.device)
     column = steps.T.reshape(len(Column), -1, 1, 1, 1)
+    seen = (latents * column[Column.SCALE])[batch.gather]
+    if batch.beside is not None:
+        seen = torch.cat([seen, batch.beside], dim=1)
     predicted = unet(
-        (latents * column[Column.SCALE])[batch.gather].to(dtype),
+        seen.to(dtype),
         steps[batch.gather, Column.TIMESTEP],
         encoder_hidden_states=batch.embeddings,
         timestep_cond=batch.timestep_cond,
+        added_cond_kwargs=batch.added,
         return_dict=False,
     )[0].float()
     model = predicted[: len(rows)]
@@ -105,6 +132,9 @@ def denoise(unet: Any, batch: Batch, dtype: torch.dtype) -> list[Stepped]:
         updated = updated + column[Column.C] * torch.stack(past)
     if table[:, Column.D].any():
         updated = updated + column[Column.D] * _noises(rows, table[:, Column.D]).to(latents.device)
+    if batch.kept is not None:
+        reached = torch.from_numpy(np.stack([row.table.levels[row.index + 1] for row in rows]))
+        updated = batch.kept.put_back(updated, reached.to(latents.device))
     return [
         Stepped(latents=updated[i], history=x0[i] if row.table.uses_history else None, x0=x0[i])
         for i, row in enumerate(rows)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 import io
 import json
 from collections.abc import Mapping
@@ -50,7 +51,12 @@ def encode_image(
 
 
 def parameters_of(job: ImageJob, model: str, width: int, height: int) -> dict[str, Any]:
-    """What a picture says of itself: all that it takes to make it again."""
+    """What a picture says of itself: all that it takes to make it again, of pictures given their SHA-256."""
+    given = {"init_image": job.init_image, "mask_image": job.mask_image}
+    chosen = {"timestep_spacing": job.timestep_spacing, "strength": job.strength}
+    optional = {name: value for name, value in chosen.items() if value is not None} | {
+        name: f"sha256:{hashlib.sha256(data).hexdigest()}" for name, data in given.items() if data is not None
+    }
     return {
         "prompt": job.prompt,
         "negative_prompt": job.negative_prompt,
@@ -62,6 +68,7 @@ def parameters_of(job: ImageJob, model: str, width: int, height: int) -> dict[st
         "scheduler": job.scheduler,
         "seed": job.seed,
         "loras": [{"name": lora.name, "weight": lora.weight} for lora in job.loras],
+        **optional,
     }
 
 

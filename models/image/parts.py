@@ -1,126 +1,106 @@
-"""A Stable Diffusion checkpoint in the hub's folder layout: safetensors only, and no code from it."""
+"""A Stable Diffusion checkpoint's modules in memory, and the numbers that follow from their configs."""
 
 from __future__ import annotations
 
-import json
 from dataclasses import dataclass
-from pathlib import Path
 from typing import Any, Literal
 
 import torch
-from diffusers.models.autoencoders.autoencoder_kl import AutoencoderKL
-from diffusers.models.unets.unet_2d_condition import UNet2DConditionModel
-from transformers import CLIPTextModel, CLIPTokenizer
 
 from jobs import ErrorKind, JobError
-from models.protocol import ModelSpec
+from models.image.text_encoder import TextEncoder
+from models.image.vae import Vae
+
+LEAST_SIDE = 64
 
 
 @dataclass(frozen=True, slots=True)
 class Parts:
-    """The modules of a checkpoint on their device, and the numbers that follow from their configs.
+    """The modules of a checkpoint on their device.
 
-    `factor`: pixels a latent stands for, a side. `width`, `height`: the model's own size in pixels.
-    `window`: the tokens its text encoder takes. `guidance_width`: of the guidance embedding of a
-    distilled UNet, or None. `compiled_unet`: the same UNet compiled, on a GPU only.
+    `compiled_unet`: the same UNet compiled, on a GPU only. `zero_empty`: an empty negative prompt is zeros.
+    `dtype`: what the UNet computes in.
     """
 
-    tokenizer: Any
-    text_encoder: Any
+    text_encoders: tuple[TextEncoder, ...]
     unet: Any
-    vae: Any
+    vae: Vae
     scheduler_config: dict[str, Any]
     device: torch.device
     dtype: torch.dtype
+    zero_empty: bool = False
     compiled_unet: Any = None
 
     @property
-    def factor(self) -> int:
-        return 2 ** (len(self.vae.config.block_out_channels) - 1)
+    def adaptable(self) -> dict[str, torch.nn.Module]:
+        """What LoRAs may touch, by the names they have for it."""
+        return {"unet": self.unet} | {encoder.name: encoder.module for encoder in self.text_encoders}
 
     @property
     def latent_channels(self) -> int:
-        return self.unet.config.in_channels
+        return self.unet.config.out_channels
+
+    @property
+    def is_for_inpainting(self) -> bool:
+        """Whether the UNet sees a mask and the rest of the picture beside the latents."""
+        return self.unet.config.in_channels == 2 * self.latent_channels + 1
+
+    @property
+    def is_told_sizes(self) -> bool:
+        return self.unet.config.addition_embed_type == "text_time"
 
     @property
     def height(self) -> int:
-        return _pair(self.unet.config.sample_size)[0] * self.factor
+        """The model's own, in pixels."""
+        return _pair(self.unet.config.sample_size)[0] * self.vae.factor
 
     @property
     def width(self) -> int:
-        return _pair(self.unet.config.sample_size)[1] * self.factor
-
-    @property
-    def window(self) -> int:
-        return self.text_encoder.config.max_position_embeddings
+        return _pair(self.unet.config.sample_size)[1] * self.vae.factor
 
     @property
     def guidance_width(self) -> int | None:
+        """Of the guidance embedding of a distilled UNet, or None."""
         return self.unet.config.time_cond_proj_dim
 
-    def side(self, asked: int | None, param: Literal["width", "height"]) -> int:
-        """Pixels of a side: the model's own, or what is asked within bounds that follow from it.
+    def sides(
+        self, width: int | None, height: int | None, picture: tuple[int, int] | None
+    ) -> tuple[int, int]:
+        """Width and height in pixels: what is asked within bounds that follow from the model's own size.
 
-        Beyond twice its own size a UNet repeats its motifs. Raises `JobError` with the bounds.
+        What is not asked is that of the `picture` that the row begins from, brought within the bounds with
+        its shape kept as far as they allow, or the model's own. Raises `JobError` with the bounds.
         """
-        own = self.width if param == "width" else self.height
+        own_width, own_height = (self.width, self.height) if picture is None else self._fitted(picture)
+        return self._side(width, "width", own_width), self._side(height, "height", own_height)
+
+    def _side(self, asked: int | None, param: Literal["width", "height"], otherwise: int) -> int:
+        """Beyond twice its own size a UNet repeats its motifs."""
         if asked is None:
-            return own
-        least, most = min(64, own), 2 * own
-        if asked % self.factor or not least <= asked <= most:
-            message = f"{param} must be a multiple of {self.factor} between {least} and {most} on this model."
+            return otherwise
+        least, most = self._bounds(param)
+        if asked % self.vae.factor or not least <= asked <= most:
+            message = (
+                f"{param} must be a multiple of {self.vae.factor} between {least} and {most} on this model."
+            )
             raise JobError(ErrorKind.INVALID, message, param=param)
         return asked
+
+    def _bounds(self, param: Literal["width", "height"]) -> tuple[int, int]:
+        own = self.width if param == "width" else self.height
+        return min(LEAST_SIDE, own), 2 * own
+
+    def _fitted(self, picture: tuple[int, int]) -> tuple[int, int]:
+        (least_width, most_width), (least_height, most_height) = self._bounds("width"), self._bounds("height")
+        width, height = picture
+        zoom = min(1.0, most_width / width, most_height / height)
+        zoom = max(zoom, least_width / width, least_height / height)
+        return self._nearest(width * zoom, "width"), self._nearest(height * zoom, "height")
+
+    def _nearest(self, pixels: float, param: Literal["width", "height"]) -> int:
+        least, most = self._bounds(param)
+        return min(max(round(pixels) // self.vae.factor * self.vae.factor, least), most)
 
 
 def _pair(size: int | list[int]) -> tuple[int, int]:
     return (size, size) if isinstance(size, int) else (size[0], size[1])
-
-
-def load_parts(spec: ModelSpec) -> Parts:
-    """Loads `tokenizer`, `text_encoder`, `unet`, `vae` and the scheduler's config from `spec.folder`."""
-    if spec.quantization is not None:
-        raise ValueError("quantization of pictures' models is not built; leave it out for this model")
-    device, dtype = torch.device(spec.device), getattr(torch, spec.dtype)
-    parts: dict[str, Any] = {}
-    for name, kind, weights in (
-        ("text_encoder", CLIPTextModel, "model"),
-        ("unet", UNet2DConditionModel, "diffusion_pytorch_model"),
-        ("vae", AutoencoderKL, "diffusion_pytorch_model"),
-    ):
-        folder = spec.folder / name
-        if not folder.is_dir():
-            # Said here, or the loaders take the path for a name on the hub.
-            raise FileNotFoundError(
-                f"{spec.name} has no folder {name!r}: not a checkpoint in the hub's layout"
-            )
-        loader: Any = kind
-        part = loader.from_pretrained(
-            folder,
-            use_safetensors=True,
-            local_files_only=True,
-            variant=_variant(folder, weights),
-            torch_dtype=dtype,
-        )
-        parts[name] = part.to(device).eval().requires_grad_(False)
-    if device.type == "cuda":
-        # A CPU gains nothing from the layout at these sizes (measured), and may have no compiler.
-        for name in ("unet", "vae"):
-            parts[name].to(memory_format=torch.channels_last)
-        parts["compiled_unet"] = torch.compile(parts["unet"], dynamic=False)
-    config = json.loads((spec.folder / "scheduler" / "scheduler_config.json").read_text(encoding="utf-8"))
-    # StableDiffusionPipeline does so too: an offset of 0 is taken for an outdated config.
-    config["steps_offset"] = 1
-    return Parts(
-        tokenizer=CLIPTokenizer.from_pretrained(spec.folder / "tokenizer", local_files_only=True),
-        scheduler_config=config,
-        device=device,
-        dtype=dtype,
-        **parts,
-    )
-
-
-def _variant(folder: Path, weights: str) -> str | None:
-    """Some checkpoints are published in half precision only, under names of their own."""
-    plain = list(folder.glob(f"{weights}.safetensors")) + list(folder.glob(f"{weights}-*.safetensors"))
-    return None if plain or not list(folder.glob(f"{weights}*.fp16*.safetensors")) else "fp16"

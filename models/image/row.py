@@ -11,7 +11,8 @@ from numpy.typing import NDArray
 from jobs import ImageJob
 from models.image.lora_files import Adapter
 from models.image.samplers import Table
-from models.image.text_encoder import Chunks
+from models.image.source import Source
+from models.image.text_encoder import Chunks, Embedding
 
 
 @dataclass(slots=True, eq=False)
@@ -19,8 +20,9 @@ class Row:
     """Tensors are on the model's device; latents [C, h, w] and history (the last x0) are float32.
 
     `index` is the step that comes next: with `latents`, all that a picture which begins from another one
-    starts differently. `negative_prompt` is None for a row without guidance; `cond` and `uncond`
-    [tokens, hidden] are None until encoded, `pixels` [height, width, 3] until decoded.
+    starts differently; its `source` is None for one drawn from noise alone. `negative_prompt` is None for a
+    row without guidance; `cond` and `uncond` are None until encoded, `pixels` [height, width, 3] until
+    decoded.
     """
 
     job: ImageJob
@@ -31,11 +33,12 @@ class Row:
     negative_prompt: Chunks | None
     adapters: tuple[tuple[Adapter, float], ...]
     latents: torch.Tensor
+    source: Source | None = None
     index: int = 0
     holds_adapters: bool = False
     history: torch.Tensor | None = None
-    cond: torch.Tensor | None = None
-    uncond: torch.Tensor | None = None
+    cond: Embedding | None = None
+    uncond: Embedding | None = None
     pixels: NDArray[np.uint8] | None = None
 
     @property

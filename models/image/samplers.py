@@ -14,7 +14,7 @@ arXiv 2211.01095 algorithm 2; LCM arXiv 2310.04378 (9).
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from enum import IntEnum
 from functools import lru_cache
 from typing import Any
@@ -22,7 +22,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from jobs import ErrorKind, JobError, Scheduler
+from jobs import ErrorKind, JobError, Scheduler, TimestepSpacing
 from models.image.schedule import Floats, NoiseSchedule
 
 
@@ -43,12 +43,16 @@ class Column(IntEnum):
 class Table:
     """One sampler at one step count.
 
-    `steps` is [N, 8] float32, a row a step (see `Column`); `noise_scale` is the standard deviation of the
-    noise a picture starts from.
+    `steps` is [N, 8] float32, a row a step (see `Column`), of which the first `begin` are left out by a row
+    that begins from a picture; `noise_scale` is the standard deviation of the noise a picture starts from.
+    `levels` [N + 1, 2] float32 is how much picture and how much noise there is before each step and after
+    the last.
     """
 
     steps: NDArray[np.float32]
+    levels: NDArray[np.float32]
     noise_scale: float
+    begin: int = 0
 
     @property
     def uses_history(self) -> bool:
@@ -69,17 +73,35 @@ class Samplers:
         self._schedule = NoiseSchedule(config)
         self._tables = lru_cache(maxsize=256)(self._build)
 
-    def table(self, scheduler: Scheduler, num_inference_steps: int) -> Table:
-        """Raises `JobError` when the sampler cannot take that many steps, or not on this checkpoint."""
+    def table(
+        self,
+        scheduler: Scheduler,
+        num_inference_steps: int,
+        spacing: TimestepSpacing | None = None,
+        begin: int = 0,
+    ) -> Table:
+        """`spacing` None is the checkpoint's own.
+
+        Raises `JobError` when the sampler cannot take that many steps or that spacing, or not on this
+        checkpoint.
+        """
         schedule = self._schedule
         most = _taught_steps(schedule) if scheduler == "lcm" else schedule.train_steps
         if not 1 <= num_inference_steps <= most:
             message = f"num_inference_steps must be between 1 and {most} for {scheduler} on this model."
             raise JobError(ErrorKind.INVALID, message, param="num_inference_steps")
-        return self._tables(scheduler, num_inference_steps)
+        able = tuple(name for name in _SPACINGS if spacing in _SPACINGS[name])
+        if spacing is not None and scheduler not in able:
+            message = f"timestep_spacing {spacing} is for the schedulers {', '.join(able)}."
+            raise JobError(ErrorKind.INVALID, message, param="timestep_spacing")
+        table = self._tables(scheduler, num_inference_steps, spacing)
+        return _begun(table, begin) if begin else table
 
-    def _build(self, scheduler: Scheduler, num_inference_steps: int) -> Table:
-        table = _BUILDERS[scheduler](self._schedule, num_inference_steps)
+    def _build(
+        self, scheduler: Scheduler, num_inference_steps: int, spacing: TimestepSpacing | None
+    ) -> Table:
+        schedule = self._schedule if spacing is None else self._schedule.spaced(spacing)
+        table = _BUILDERS[scheduler](schedule, num_inference_steps)
         if not np.all(np.isfinite(table.steps)):
             # An epsilon model says nothing about pure noise (zero terminal SNR): x0 would divide by zero.
             message = f"{scheduler} does not fit this model's noise schedule."
@@ -98,7 +120,7 @@ def _ddim(schedule: NoiseSchedule, count: int) -> Table:
     alpha_before, sigma_before = np.sqrt(bar_before), np.sqrt(1 - bar_before)
     p, q = schedule.predicted(alpha, sigma)
     keep = sigma_before / sigma
-    return _table(timesteps, 1.0, keep, alpha_before - keep * alpha, p, q)
+    return _table(timesteps, 1.0, keep, alpha_before - keep * alpha, p, q, signal=alpha, level=sigma)
 
 
 def _sigma_table(schedule: NoiseSchedule, timesteps: Floats, sigmas: Floats, *, ancestral: bool) -> Table:
@@ -112,7 +134,18 @@ def _sigma_table(schedule: NoiseSchedule, timesteps: Floats, sigmas: Floats, *, 
     largest = float(sigmas.max())
     noise_scale = largest if default in ("linspace", "trailing") else float(np.hypot(largest, 1))
     # `predicted` speaks of alpha*x, which is what the model is shown.
-    return _table(timesteps, alpha, keep, 1 - keep, p * alpha, q, noise=up, noise_scale=noise_scale)
+    return _table(
+        timesteps,
+        alpha,
+        keep,
+        1 - keep,
+        p * alpha,
+        q,
+        noise=up,
+        noise_scale=noise_scale,
+        signal=np.ones_like(sigma),
+        level=sigma,
+    )
 
 
 def _euler(schedule: NoiseSchedule, count: int) -> Table:
@@ -172,7 +205,8 @@ def _dpmpp_2m(schedule: NoiseSchedule, count: int) -> Table:
     if stable_end or config.get("euler_at_final") or schedule.final_sigma() == 0.0:
         second[-1] = 0.0
     p, q = schedule.predicted(alpha, sigma * alpha)
-    return _table(timesteps, 1.0, keep, weight + second, p, q, history=-second)
+    level = sigma * alpha
+    return _table(timesteps, 1.0, keep, weight + second, p, q, history=-second, signal=alpha, level=level)
 
 
 def _taught_steps(schedule: NoiseSchedule) -> int:
@@ -189,8 +223,11 @@ def _lcm(schedule: NoiseSchedule, count: int) -> Table:
     skip, out = 0.25 / (scaled**2 + 0.25), scaled / np.sqrt(scaled**2 + 0.25)
     alpha_next, noise = np.ones(count), np.zeros(count)  # the last step adds no noise and is not scaled
     alpha_next[:-1], noise[:-1] = np.sqrt(bar[1:]), np.sqrt(1 - bar[1:])
-    p, q = schedule.predicted(np.sqrt(bar), np.sqrt(1 - bar))
-    return _table(now.astype(np.float64), 1.0, alpha_next * skip, alpha_next * out, p, q, noise=noise)
+    alpha, sigma = np.sqrt(bar), np.sqrt(1 - bar)
+    p, q = schedule.predicted(alpha, sigma)
+    steps = now.astype(np.float64)
+    keep, weight = alpha_next * skip, alpha_next * out
+    return _table(steps, 1.0, keep, weight, p, q, noise=noise, signal=alpha, level=sigma)
 
 
 def _table(
@@ -201,14 +238,31 @@ def _table(
     p: Floats,
     q: Floats,
     *,
+    signal: Floats,
+    level: Floats,
     history: Floats | float = 0.0,
     noise: Floats | float = 0.0,
     noise_scale: float = 1.0,
 ) -> Table:
-    """From x' = keep*x + weight*x0 + history*h + noise*z to columns: x0 is P*x + Q*model."""
+    """From x' = keep*x + weight*x0 + history*h + noise*z to columns: x0 is P*x + Q*model.
+
+    Before a step x is signal * picture + level * noise; after the last it is the picture.
+    """
     columns = (timesteps, scale, keep + weight * p, weight * q, history, noise, p, q)
     steps = np.stack([np.broadcast_to(column, timesteps.shape) for column in columns], axis=1)
-    return Table(steps.astype(np.float32), noise_scale)
+    levels = np.stack([np.append(signal, 1.0), np.append(level, 0.0)], axis=1)
+    return Table(steps.astype(np.float32), levels.astype(np.float32), noise_scale)
+
+
+def _begun(table: Table, begin: int) -> Table:
+    """The same steps from `begin` on: the first of them has no history, and so is of first order."""
+    steps = table.steps.copy()
+    second = -steps[begin, Column.C]
+    # weight + second is what x0 counts for, x0 = P*x + Q*model: what `second` added goes.
+    steps[begin, Column.A] -= second * steps[begin, Column.P]
+    steps[begin, Column.B] -= second * steps[begin, Column.Q]
+    steps[begin, Column.C] = 0.0
+    return replace(table, steps=steps, begin=begin)
 
 
 _BUILDERS: dict[Scheduler, Callable[[NoiseSchedule, int], Table]] = {
@@ -218,3 +272,11 @@ _BUILDERS: dict[Scheduler, Callable[[NoiseSchedule, int], Table]] = {
     "dpmpp_2m": _dpmpp_2m,
     "lcm": _lcm,
 }
+_SPACINGS: dict[Scheduler, tuple[TimestepSpacing, ...]] = {
+    "ddim": ("leading", "trailing", "linspace"),
+    "euler": ("leading", "trailing", "linspace", "karras"),
+    "euler_ancestral": ("leading", "trailing", "linspace"),
+    "dpmpp_2m": ("leading", "trailing", "linspace", "karras"),
+    "lcm": (),  # its steps are those it was taught
+}
+"""What a caller may ask for: all that diffusers' scheduler of that name follows."""

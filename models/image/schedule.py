@@ -9,6 +9,8 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 
+from jobs import TimestepSpacing
+
 Floats = NDArray[np.float64]
 
 _UNSUPPORTED = (
@@ -43,6 +45,12 @@ class NoiseSchedule:
         if config.get("rescale_betas_zero_snr"):
             finite[-1] = _ALMOST_ZERO
         self.train_sigmas: Floats = np.sqrt((1 - finite) / finite)
+
+    def spaced(self, spacing: TimestepSpacing) -> NoiseSchedule:
+        """The same noise with its steps spaced otherwise; `karras` leaves the timesteps to its sigmas."""
+        karras = spacing == "karras"
+        own = {} if karras else {"timestep_spacing": spacing}
+        return NoiseSchedule({**self.config, "use_karras_sigmas": karras, **own})
 
     def timesteps(self, count: int, default_spacing: str) -> Floats:
         """[count] spaced steps, the noisiest first; linspace is not rounded (arXiv 2305.08891, table 2)."""

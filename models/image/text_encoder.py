@@ -10,9 +10,9 @@ from __future__ import annotations
 
 import threading
 from collections import OrderedDict
-from collections.abc import Callable, Hashable, Sequence
+from collections.abc import Hashable, Sequence
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, Literal
 
 import torch
 
@@ -22,9 +22,21 @@ REMEMBERED_PROMPTS = 512
 
 @dataclass(frozen=True, slots=True)
 class Chunks:
-    """A tokenised prompt: `ids` are one tuple of exactly the window's length a chunk."""
+    """A tokenised prompt: `ids` are one tuple of exactly the window's length a chunk, for each encoder."""
 
-    ids: tuple[tuple[int, ...], ...]
+    ids: tuple[tuple[tuple[int, ...], ...], ...]
+    empty: bool
+
+    def __len__(self) -> int:
+        return len(self.ids[0])
+
+
+@dataclass(frozen=True, slots=True)
+class Embedding:
+    """`hidden` [chunks * window, width] of all encoders side by side; `pooled` [width] where one gives it."""
+
+    hidden: torch.Tensor
+    pooled: torch.Tensor | None
 
 
 class PromptTokenizer:
@@ -35,19 +47,56 @@ class PromptTokenizer:
         self._window = window
         self._lock = threading.Lock()  # fast tokenizers hold their padding and truncation as shared state
 
-    def chunks(self, prompt: str, at_least: int = 1) -> Chunks:
-        """Splits `prompt` into as many windows as it needs, filled with empty ones up to `at_least`."""
+    def pieces(self, prompt: str) -> list[list[int]]:
+        """Splits `prompt` into as many windows as it needs, at least one."""
         with self._lock:
             tokens: list[int] = self._tokenizer(prompt, add_special_tokens=False, verbose=False)["input_ids"]
         inner = self._window - 2
-        pieces = [tokens[at : at + inner] for at in range(0, len(tokens), inner)]
-        pieces += [[]] * (max(at_least, 1) - len(pieces))
-        return Chunks(tuple(self._framed(piece) for piece in pieces))
+        return [tokens[at : at + inner] for at in range(0, len(tokens), inner)] or [[]]
 
-    def _framed(self, piece: Sequence[int]) -> tuple[int, ...]:
+    def framed(self, pieces: Sequence[Sequence[int]], count: int) -> tuple[tuple[int, ...], ...]:
+        """The pieces with their marks and padding, filled with empty ones up to `count`."""
         marks = self._tokenizer
-        framed = [marks.bos_token_id, *piece, marks.eos_token_id]
-        return (*framed, *[marks.pad_token_id] * (self._window - len(framed)))
+        whole = [*pieces, *[[]] * (count - len(pieces))]
+        framed = [(marks.bos_token_id, *piece, marks.eos_token_id) for piece in whole]
+        return tuple((*chunk, *[marks.pad_token_id] * (self._window - len(chunk))) for chunk in framed)
+
+
+@dataclass(frozen=True, slots=True)
+class TextEncoder:
+    """One of a checkpoint's text encoders, by the name of its folder.
+
+    `layer`: Stable Diffusion 1.x and 2.x take the last hidden state after its final norm, XL the last but
+    one.
+    """
+
+    name: str
+    module: Any
+    tokenizer: PromptTokenizer
+    layer: Literal["last", "last but one"]
+
+    def encode(self, ids: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor | None]:
+        """[n, window] to hidden states [n, window, width], and the pooled [n, width] of a projecting one."""
+        if self.layer == "last":
+            return self.module(input_ids=ids).last_hidden_state, None
+        made = self.module(input_ids=ids, output_hidden_states=True)
+        return made.hidden_states[-2], getattr(made, "text_embeds", None)
+
+
+def chunked(encoders: Sequence[TextEncoder], *prompts: str) -> list[Chunks]:
+    """Each prompt for every encoder, all in as many chunks as the longest one needs."""
+    pieces = [[encoder.tokenizer.pieces(prompt) for encoder in encoders] for prompt in prompts]
+    count = max(len(each) for of_prompt in pieces for each in of_prompt)
+    return [
+        Chunks(
+            ids=tuple(
+                encoder.tokenizer.framed(each, count)
+                for encoder, each in zip(encoders, of_prompt, strict=True)
+            ),
+            empty=not prompt,
+        )
+        for prompt, of_prompt in zip(prompts, pieces, strict=True)
+    ]
 
 
 class EmbeddingCache:
@@ -55,29 +104,16 @@ class EmbeddingCache:
 
     def __init__(self, size: int = REMEMBERED_PROMPTS) -> None:
         self._size = size
-        self._kept: OrderedDict[Hashable, torch.Tensor] = OrderedDict()
+        self._kept: OrderedDict[Hashable, Embedding] = OrderedDict()
 
-    def get(self, key: Hashable) -> torch.Tensor | None:
+    def get(self, key: Hashable) -> Embedding | None:
         found = self._kept.get(key)
         if found is not None:
             self._kept.move_to_end(key)
         return found
 
-    def put(self, key: Hashable, embedding: torch.Tensor) -> None:
+    def put(self, key: Hashable, embedding: Embedding) -> None:
         self._kept[key] = embedding
         self._kept.move_to_end(key)
         while len(self._kept) > self._size:
             self._kept.popitem(last=False)
-
-
-def encode_chunks(
-    text_encoder: Callable[..., Any], prompts: Sequence[Chunks], device: torch.device
-) -> list[torch.Tensor]:
-    """One forward over every chunk of every prompt; gives each its embedding [chunks * window, hidden].
-
-    Takes the encoder's last hidden state after its final norm, as Stable Diffusion 1.x and 2.x do.
-    """
-    ids = torch.tensor([chunk for prompt in prompts for chunk in prompt.ids], device=device)
-    hidden: torch.Tensor = text_encoder(input_ids=ids).last_hidden_state
-    counts = [len(prompt.ids) for prompt in prompts]
-    return [part.flatten(0, 1) for part in hidden.split(counts)]

@@ -3,11 +3,14 @@
 from __future__ import annotations
 
 import base64
+from typing import Any
 
 import httpx
+import pytest
 from starlette.applications import Starlette
 
 from gateway.schemas import MAX_SEED
+from jobs import ImageJob
 from tests.api.caller import Caller, until
 from tests.api.fakes import PICTURE, FakeRunner
 from tests.api.test_answers import events_of
@@ -68,3 +71,59 @@ async def test_a_caller_who_leaves_cancels_each_picture(app: Starlette, runners:
         caller.hang_up()
         await until(lambda runner=runner, asked=asked: asked <= set(runner.cancelled) and not runner.live)
         await caller.task
+
+
+GIVEN = bytes(range(256)) * 40
+
+
+@pytest.mark.parametrize("way", ["base64", "multipart"])
+async def test_pictures_reach_the_runner_as_bytes(
+    client: httpx.AsyncClient, runners: Runners, way: str
+) -> None:
+    words = {"prompt": "a cat", "strength": 0.4, "timestep_spacing": "karras", "num_images": 2, "seed": 5}
+    if way == "base64":
+        encoded = base64.b64encode(GIVEN).decode()
+        answer = await client.post("/image", json={**words, "init_image": encoded, "mask_image": encoded})
+    else:
+        answer = await client.post(
+            "/image",
+            data={name: str(value) for name, value in words.items()},
+            files={"init_image": ("in.png", GIVEN), "mask_image": ("mask.png", GIVEN)},
+        )
+    assert answer.status_code == 200, answer.text
+    jobs = [job for job in runners["image"].jobs if isinstance(job, ImageJob)]
+    assert [job.seed for job in jobs] == [5, 6]
+    for job in jobs:
+        assert job.init_image == job.mask_image == GIVEN
+        assert (job.strength, job.timestep_spacing) == (0.4, "karras")
+
+
+async def test_a_picture_of_11_mib_goes_through_and_one_of_13_does_not(
+    client: httpx.AsyncClient, runners: Runners
+) -> None:
+    async def post(size: int) -> httpx.Response:
+        return await client.post("/image", data={"prompt": "x"}, files={"init_image": b"x" * size})
+
+    assert (await post(11 << 20)).status_code == 200
+    assert (await post(13 << 20)).status_code == 413
+    assert len(runners["image"].jobs) == 1
+
+
+@pytest.mark.parametrize(
+    ("fields", "param"),
+    [
+        ({"init_image": "http://127.0.0.1/x.png"}, "init_image"),
+        ({"init_image": "data:image/png;base64,AAAA"}, "init_image"),
+        ({"mask_image": "AAAA"}, "mask_image"),
+        ({"strength": 0.5}, "strength"),
+        ({"init_image": "AAAA", "strength": 0}, "strength"),
+        ({"init_image": "AAAA", "strength": 1.1}, "strength"),
+    ],
+)
+async def test_what_makes_no_sense_of_pictures_is_400(
+    client: httpx.AsyncClient, runners: Runners, fields: dict[str, Any], param: str
+) -> None:
+    answer = await client.post("/image", json={"prompt": "x", **fields})
+    assert answer.status_code == 400
+    assert answer.json()["error"]["param"] == param
+    assert not runners["image"].jobs

@@ -51,7 +51,7 @@ def test_each_field_has_words_and_bounds(document: dict[str, Any]) -> None:
     assert text["top_p"]["exclusiveMinimum"] == 0
     assert text["seed"]["anyOf"][0]["maximum"] == MAX_SEED
     image = schemas["ImageRequest"]["properties"]
-    assert image["width"]["anyOf"][0] == {"type": "integer", "minimum": 64, "maximum": 1024, "multipleOf": 8}
+    assert image["width"]["anyOf"][0] == {"type": "integer", "minimum": 64, "maximum": 2048, "multipleOf": 8}
     assert image["scheduler"]["enum"] == ["ddim", "euler", "euler_ancestral", "dpmpp_2m", "lcm"]
     assert schemas["SpeechRequest"]["properties"]["text"]["maxLength"] == 1000
 

@@ -25,15 +25,18 @@ SCHEDULE = {
 }
 
 
-def write_checkpoint(folder: Path, prediction_type: str = "epsilon") -> Path:
-    """Writes the checkpoint below `folder`, the same one every time, and gives its folder."""
+def write_checkpoint(folder: Path, prediction_type: str = "epsilon", in_channels: int = 4) -> Path:
+    """Writes the checkpoint below `folder`, the same one every time, and gives its folder.
+
+    `in_channels` 9 makes the UNet one for inpainting.
+    """
     torch.manual_seed(7)
     build: Any = StableDiffusionPipeline
     pipeline = build(
         vae=_vae(),
         text_encoder=_text_encoder(),
         tokenizer=_tokenizer(folder),
-        unet=_unet(),
+        unet=_unet(in_channels),
         scheduler=DDIMScheduler.from_config({**SCHEDULE, "prediction_type": prediction_type}),
         safety_checker=None,
         feature_extractor=None,
@@ -71,9 +74,10 @@ def _text_encoder() -> CLIPTextModel:
     ).eval()
 
 
-def _unet() -> Any:
+def _unet(in_channels: int) -> Any:
     unet: Any = UNet2DConditionModel
     return unet(
+        in_channels=in_channels,
         sample_size=SIDE // 8,
         block_out_channels=(16, 32, 32),
         layers_per_block=1,
