@@ -4,10 +4,11 @@ from __future__ import annotations
 
 import typer
 
-from commands import models
+from commands import keys, models
 from commands.fetch import import_model, pull
 from commands.serve import serve
 from commands.terminal import EXIT_CODES, Commands
+from commands.usage import usage
 
 app = typer.Typer(
     cls=Commands,
@@ -28,6 +29,8 @@ app.command()(serve)
 models.app.command("pull")(pull)
 models.app.command("import")(import_model)
 app.add_typer(models.app, name="models")
+app.add_typer(keys.app, name="keys")
+app.command("usage")(usage)
 
 if __name__ == "__main__":
     app(prog_name="triptych")

@@ -199,6 +199,8 @@ class ImageResult:
     seed: int
     data: bytes
     media_type: str
+    pixel_steps: int = 0
+    """Width times height times the steps taken."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True, config=_WIRE)

@@ -10,7 +10,7 @@ import bentoml
 
 from gateway.greeting import greet
 from gateway.options import GatewayOptions, ServedModel
-from gateway.service import Gateway, open_doors
+from gateway.service import NO_ACCESS_LOG, Gateway, open_doors
 from models.catalog import Modality, models_served
 from runners.image import ImageRunner
 from runners.speech import SpeechRunner
@@ -35,7 +35,7 @@ def _models() -> Iterator[ServedModel]:
             )
 
 
-@bentoml.service(name="triptych", workers=1, service_class=UntimedService)
+@bentoml.service(name="triptych", workers=1, service_class=UntimedService, logging=NO_ACCESS_LOG)
 class Triptych(Gateway):
     """Text, images and speech from open models."""
 
@@ -46,6 +46,12 @@ class Triptych(Gateway):
         timeout_s=given.timeout_s,
         max_body_bytes=given.max_body_bytes,
         max_media_body_bytes=given.max_media_body_bytes,
+        store_url=given.store,
+        secret=given.secret,
+        state_dir=given.state_dir,
+        access_log=given.access_log,
+        cors_origins=given.cors_origins,
+        vanished=given.vanished_clients,
         models=tuple(_models()),
         required=frozenset(each.value for each in Modality if models_served(given.profile, each)),
     )

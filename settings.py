@@ -64,6 +64,24 @@ class Settings(BaseSettings):
     """The largest request body where pictures or voices go in."""
     drain_s: Annotated[float, Field(ge=0, le=3600)] = 20
     """Seconds that requests in flight get to end when the service stops."""
+    state_dir: str = "var"
+    """The folder of what is kept: the database and the keys' secret."""
+    store_url: str | None = None
+    """The database, by URL (`postgresql+psycopg://...`); left out, a file in the state folder."""
+    secret: str | None = None
+    """What keys are hashed with, one for all gateways; left out, the file `secret` in the state folder."""
+    keyless: bool = False
+    """Whether to listen on an address that others reach although there are no keys."""
+    vanished_clients: Literal["cancel", "finish"] = "cancel"
+    """What becomes of the work of a client that has gone."""
+    access_log: bool = True
+    """Whether each request is told as a line of JSON on stdout."""
+    cors_origins: tuple[str, ...] = ()
+    """Web origins whose pages may ask from a browser, as a JSON list; `["*"]` is all."""
+
+    @property
+    def store(self) -> str:
+        return self.store_url or f"sqlite:///{Path(self.state_dir).absolute()}/triptych.db"
 
     @classmethod
     def settings_customise_sources(

@@ -8,68 +8,30 @@ the one shape, and cancels the endpoint when the caller has gone.
 
 from __future__ import annotations
 
-import asyncio
 from collections.abc import Callable, Mapping
+from dataclasses import replace
 from typing import Any
 
 from pydantic import BaseModel, ValidationError
-from starlette.datastructures import Headers, MutableHeaders
+from starlette.datastructures import Headers
 from starlette.responses import JSONResponse, PlainTextResponse, Response
-from starlette.types import ASGIApp, Message, Receive, Scope, Send
+from starlette.types import ASGIApp, Receive, Scope, Send
 
+from gateway.auth import OPEN_ROUTES
 from gateway.doors import Call, Doors, Found
-from gateway.errors import SHAPED, ErrorResponse, HttpError, error_for_status, log_bug, or_error
+from gateway.errors import ErrorResponse, HttpError, error_for_status, log_bug, or_error
 from gateway.explain import explain
 from gateway.forms import file_fields, form_as_json
 from gateway.health import Readiness
 from gateway.limits import ClientGoneError, check_body_type, fresh_id, read_body, request_id
+from gateway.office import Office
 from gateway.options import GatewayOptions
-from gateway.tickets import CURRENT, Ticket
+from gateway.sending import Answer, StreamAbortedError, Work
+from gateway.tickets import Ticket
+from gateway.visits import Visit
 from jobs import JobError
 
 _WITH_BODY = frozenset({"POST", "PUT", "PATCH"})
-
-
-class StreamAbortedError(Exception):
-    """A stream that cannot say in its own format that it failed: the connection is closed unfinished."""
-
-
-class Answer:
-    """Sends one answer: adds the request id, and puts errors of the layers below into our words."""
-
-    def __init__(self, scope: Scope, receive: Receive, send: Send, id: str) -> None:
-        self._scope = scope
-        self._receive = receive
-        self._send = send
-        self._id = id
-        self._replaced = False
-        self.started = False
-        self.complete = False
-
-    async def send(self, message: Message) -> None:
-        """Takes what the layers below send; one of their errors is dropped for one of ours."""
-        if self._replaced:
-            return
-        if message["type"] == "http.response.start":
-            status = int(message["status"])
-            if status >= 400 and not self._scope.get(SHAPED):
-                self._replaced = True
-                theirs = Headers(raw=message["headers"])
-                kept = {name: theirs[name] for name in ("Allow", "Retry-After") if name in theirs}
-                await self.respond(ErrorResponse(error_for_status(status), kept))
-                return
-        await self._pass(message)
-
-    async def respond(self, response: Response) -> None:
-        await response(self._scope, self._receive, self._pass)
-
-    async def _pass(self, message: Message) -> None:
-        if message["type"] == "http.response.start":
-            MutableHeaders(scope=message)["X-Request-Id"] = self._id
-            self.started = True
-        elif message["type"] == "http.response.body":
-            self.complete = not message.get("more_body", False)
-        await self._send(message)
 
 
 class Edge:
@@ -82,12 +44,14 @@ class Edge:
         document: Callable[[], dict[str, Any]],
         readiness: Readiness,
         doors: Doors,
+        office: Office,
         options: GatewayOptions,
     ) -> None:
         self._app = app
         self._schemas = schemas
         self._document = document
         self._doors = doors
+        self._office = office
         self._options = options
         self._own = {
             "/livez": self._alive,
@@ -114,20 +78,33 @@ class Edge:
             await answer.respond(ErrorResponse(refusal))
             return
         answer = Answer(scope, receive, send, id)
+        visit = Visit(scope, answer, Ticket(id))
         try:
-            await self._route(scope, receive, answer, headers, Ticket(id))
+            await self._let_in(visit, receive, headers)
         except JobError as error:
             await answer.respond(self._doors.refusal(scope["path"], error))
         except ClientGoneError:
-            await _close_the_books(answer)
+            visit.outcome = "gone"
+            await answer.close()
         except StreamAbortedError:
-            return  # the server closes the connection of an answer that has no end
+            visit.outcome = "aborted"  # the server closes the connection of an answer that has no end
         except Exception as error:  # noqa: BLE001 - see _broken
             await _broken(answer, error)
+        finally:
+            visit.end(self._office.ledger, log=self._options.access_log)
 
-    async def _route(
-        self, scope: Scope, receive: Receive, answer: Answer, headers: Headers, ticket: Ticket
-    ) -> None:
+    async def _let_in(self, visit: Visit, receive: Receive, headers: Headers) -> None:
+        path = visit.scope["path"]
+        if path in OPEN_ROUTES:
+            await self._route(visit, receive, headers)
+            return
+        key = await self._office.guard.key_of(headers)
+        visit.ticket = replace(visit.ticket, key=key)
+        with self._office.guard.visit(key, path):
+            await self._route(visit, receive, headers)
+
+    async def _route(self, visit: Visit, receive: Receive, headers: Headers) -> None:
+        scope, answer = visit.scope, visit.answer
         path, method = scope["path"], scope["method"]
         if path in self._own and method in ("GET", "HEAD"):
             await answer.respond(await self._own[path]())
@@ -136,18 +113,16 @@ class Edge:
         elif method == "POST" and path in self._schemas:
             body, _ = await self._checked_body(headers, receive, self._schemas[path])
             _name_body(scope, len(body))
-            await self._endpoint(self._app, scope, body, receive, answer, ticket)
+            await self._run(visit, Work(self._app, scope, body, visit.ticket, self._options), receive)
         elif found := self._doors.find(method, path):
-            await self._door(found, scope, receive, answer, ticket)
+            await self._door(found, visit, receive)
         else:
             if method in _WITH_BODY and path not in self._schemas:
                 check_body_type(headers)
             await self._app(scope, receive, answer.send)
 
-    async def _door(
-        self, found: Found, scope: Scope, receive: Receive, answer: Answer, ticket: Ticket
-    ) -> None:
-        door = found.door
+    async def _door(self, found: Found, visit: Visit, receive: Receive) -> None:
+        door, scope, ticket = found.door, visit.scope, visit.ticket
         body, request = b"", None
         if door.request is not None:
             body, request = await self._checked_body(Headers(scope=scope), receive, door.request)
@@ -157,7 +132,10 @@ class Edge:
             response = await or_error(door.answer(request, call), door.refuse)
             await response(scope, receive, send)
 
-        await self._endpoint(app, scope, body, receive, answer, ticket)
+        await self._run(visit, Work(app, scope, body, ticket, self._options), receive)
+
+    async def _run(self, visit: Visit, work: Work, receive: Receive) -> None:
+        await work.run(receive, visit.answer, self._office.later)
 
     async def _checked_body(
         self, headers: Headers, receive: Receive, schema: type[BaseModel]
@@ -175,39 +153,6 @@ class Edge:
         except ValidationError as error:
             raise explain(error) from None
 
-    async def _endpoint(
-        self, endpoint: ASGIApp, scope: Scope, body: bytes, receive: Receive, answer: Answer, ticket: Ticket
-    ) -> None:
-        """Runs the endpoint beside a look-out for the caller's leaving; the first to end ends the other."""
-        gone = asyncio.Event()
-        unread = [body]
-
-        async def replay() -> Message:
-            if unread:
-                return {"type": "http.request", "body": unread.pop(), "more_body": False}
-            await gone.wait()
-            return {"type": "http.disconnect"}
-
-        CURRENT.set(ticket)
-        app = asyncio.ensure_future(endpoint(scope, replay, answer.send))
-        leaving = asyncio.ensure_future(_disconnected(receive))
-        try:
-            async with asyncio.timeout(self._options.timeout_s + 2 * self._options.grace_s + 1):
-                await asyncio.wait((app, leaving), return_when=asyncio.FIRST_COMPLETED)
-                if not app.done() and answer.complete:
-                    await asyncio.wait((app,))
-            if not app.done():
-                raise ClientGoneError
-            await app
-        except TimeoutError:
-            if answer.started:
-                raise StreamAbortedError from None
-            raise error_for_status(504) from None
-        finally:
-            leaving.cancel()
-            app.cancel()
-            await asyncio.gather(app, leaving, return_exceptions=True)
-
 
 async def _broken(answer: Answer, error: Exception) -> None:
     """Answers for a bug. BentoML's timeout layer, outside, waits for the first byte even when nothing is left
@@ -218,26 +163,9 @@ async def _broken(answer: Answer, error: Exception) -> None:
         await answer.respond(ErrorResponse(error_for_status(500)))
 
 
-async def _disconnected(receive: Receive) -> None:
-    while (await receive())["type"] != "http.disconnect":
-        pass
-
-
 def _name_body(scope: Scope, length: int) -> None:
     """The headers of the body as it is handed on: plain JSON in the spelling that BentoML knows."""
     ours = (b"content-type", b"content-length", b"transfer-encoding", b"content-encoding")
     headers: list[tuple[bytes, bytes]] = [(k, v) for k, v in scope["headers"] if k.lower() not in ours]
     headers += [(b"content-type", b"application/json"), (b"content-length", str(length).encode())]
     scope["headers"] = headers
-
-
-async def _close_the_books(answer: Answer) -> None:
-    """Nobody reads this; the access log and the metrics outside count a request only at its answer's end."""
-    if answer.complete:
-        return
-    last: Message = {"type": "http.response.body", "body": b"", "more_body": False}
-    if not answer.started:
-        response = ErrorResponse(HttpError(499, "The caller has gone.", "caller_gone"))
-        await answer.respond(response)
-    else:
-        await answer.send(last)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import dataclass, field
+from typing import Literal
 
 MODALITIES = ("text", "image", "speech")
 
@@ -47,6 +48,18 @@ class GatewayOptions:
     """What a caller is told to wait when a runner is gone and comes back by itself."""
     required: frozenset[str] = frozenset(MODALITIES)
     """The runners without which the service is not ready."""
+    store_url: str = "sqlite://"
+    """The database, as SQLAlchemy names it; this one lives in memory."""
+    secret: str | None = None
+    """What keys are hashed with; None: what is in `state_dir`/secret, which is made when it is missing."""
+    state_dir: str = "var"
+    """The folder of what is kept on this machine."""
+    access_log: bool = True
+    """Whether each request is a line of JSON on stdout."""
+    cors_origins: tuple[str, ...] = ()
+    """Web origins whose pages may ask from a browser."""
+    vanished: Literal["cancel", "finish"] = "cancel"
+    """What becomes of the work of a caller who has gone."""
     models: tuple[ServedModel, ...] = ()
     """The models of all runners, of each modality its default first."""
 

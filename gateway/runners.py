@@ -11,6 +11,7 @@ from typing import Any, Protocol
 from bentoml.exceptions import BentoMLException
 from pydantic import ValidationError
 
+from gateway.books import Books
 from gateway.options import GatewayOptions
 from gateway.watch import BROKEN, Watch
 from jobs import Done, ErrorKind, Event, Failed, Job, JobError, decode_event, encode_job
@@ -49,8 +50,12 @@ async def frame_lines(chunks: AsyncIterator[str]) -> AsyncGenerator[str, None]:
 class RunnerClient:
     """One runner's jobs. `name` is its modality. Used on one event loop; `close` it there."""
 
-    def __init__(self, name: str, api: RunnerApi, options: GatewayOptions) -> None:
+    def __init__(
+        self, name: str, api: RunnerApi, options: GatewayOptions, books: Books | None = None
+    ) -> None:
+        """`books` are told of every job; without them none is counted."""
         self.name = name
+        self._books = books
         self._api = api
         self._options = options
         self.in_flight = 0
@@ -63,6 +68,17 @@ class RunnerClient:
 
         Raises `JobError`: what the runner answered, UNAVAILABLE when it is gone, OVERLOADED, TIMEOUT.
         """
+        if self._books is None:
+            async with aclosing(self._run(job)) as events:
+                async for event in events:
+                    yield event
+            return
+        async with self._books.open(job) as bill, aclosing(self._run(job)) as events:
+            async for event in events:
+                bill.saw(event)
+                yield event
+
+    async def _run(self, job: Job) -> AsyncGenerator[Event, None]:
         await self._admit()
         self.in_flight += 1
         ended = False

@@ -14,10 +14,11 @@ The top-level service composes it with its runners:
 from __future__ import annotations
 
 from functools import cache
-from typing import Any, ClassVar
+from typing import Any, ClassVar, cast
 
 import bentoml
 from _bentoml_sdk.io_models import IORootModel
+from starlette.middleware.cors import CORSMiddleware
 from starlette.responses import Response
 
 from gateway.doors import Doors
@@ -25,6 +26,7 @@ from gateway.edge import Edge
 from gateway.errors import or_error
 from gateway.health import Readiness
 from gateway.image import answer_image, image_jobs
+from gateway.office import Office
 from gateway.openapi import openapi_document
 from gateway.options import GatewayOptions
 from gateway.runners import RunnerClient
@@ -33,6 +35,8 @@ from gateway.speech import answer_speech, speech_job
 from gateway.text import answer_text, text_job
 from gateway.tickets import current_ticket
 
+NO_ACCESS_LOG: Any = {"access": {"enabled": False}}
+"""For `bentoml.service(logging=...)`: the edge logs each request, as JSON and without a query."""
 _STREAM: dict[str, Any] = {"stream": True}
 
 
@@ -54,17 +58,21 @@ class Gateway:
     options: ClassVar[GatewayOptions] = GatewayOptions()
     readiness: ClassVar[Readiness]
     doors: ClassVar[Doors]
+    office: ClassVar[Office]
 
     def __init_subclass__(cls, **kwargs: Any) -> None:
         super().__init_subclass__(**kwargs)
         cls.readiness = Readiness()
         cls.doors = Doors()
+        cls.office = Office()
 
     def __init__(self) -> None:
         options = self.options
-        self._text = RunnerClient("text", self.text_runner, options)
-        self._image = RunnerClient("image", self.image_runner, options)
-        self._speech = RunnerClient("speech", self.speech_runner, options)
+        self.office.open(options)
+        books = self.office.books
+        self._text = RunnerClient("text", self.text_runner, options, books)
+        self._image = RunnerClient("image", self.image_runner, options, books)
+        self._speech = RunnerClient("speech", self.speech_runner, options, books)
         self._clients = {client.name: client for client in (self._text, self._image, self._speech)}
         self.readiness.watch(self._clients, options.required)
         self.doors.open(self._clients)
@@ -73,6 +81,7 @@ class Gateway:
     async def close(self) -> None:
         for client in self._clients.values():
             await client.close()
+        await self.office.close()
 
     @bentoml.api(input_spec=TextRequest, output_spec=TextAnswer)
     async def text(self, **params: Any) -> Response:
@@ -143,5 +152,21 @@ def open_doors(service: bentoml.Service[Any]) -> None:
         document=document,
         readiness=gateway.readiness,
         doors=gateway.doors,
+        office=gateway.office,
         options=gateway.options,
     )
+    if gateway.options.cors_origins:  # outside the edge, for a browser asks without a key first
+        service.add_asgi_middleware(
+            cast(Any, CORSMiddleware),
+            allow_origins=list(gateway.options.cors_origins),
+            allow_methods=["*"],
+            allow_headers=["*"],
+            expose_headers=[
+                "X-Request-Id",
+                "X-Seed",
+                "X-Queue-Ms",
+                "X-Total-Ms",
+                "X-Sample-Rate",
+                "Retry-After",
+            ],
+        )

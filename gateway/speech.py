@@ -8,9 +8,9 @@ from contextlib import aclosing
 from starlette.responses import Response
 
 from gateway.answers import last_event, result_of, timing_headers
-from gateway.edge import StreamAbortedError
 from gateway.runners import RunnerClient
 from gateway.schemas import SpeechRequest
+from gateway.sending import StreamAbortedError
 from gateway.streams import ClosingStream, rejoin
 from gateway.tickets import Ticket, seed_or_fresh
 from jobs import AudioChunk, Done, Event, JobError, SpeechJob, SpeechResult

@@ -3,11 +3,26 @@
 from __future__ import annotations
 
 import secrets
+from collections.abc import Callable
 from contextvars import ContextVar
 from dataclasses import dataclass, field
 
+from gateway.keys import Key
 from gateway.limits import fresh_id
 from gateway.schemas import MAX_SEED
+from gateway.units import Units
+from jobs import Event
+
+
+@dataclass(slots=True)
+class Taken:
+    """What a request's jobs have taken so far."""
+
+    model: str = ""
+    units: Units = field(default_factory=Units)
+    queue_ms: float = 0
+    work_ms: float = 0
+    jobs: int = 0
 
 
 @dataclass(frozen=True, slots=True)
@@ -16,6 +31,15 @@ class Ticket:
 
     request_id: str
     job_id: str = field(default_factory=fresh_id)
+    key: Key | None = None
+    taken: Taken = field(default_factory=Taken)
+    watch: Callable[[Event], None] | None = None
+    """Is told every event of the request's jobs."""
+
+    @property
+    def key_id(self) -> str:
+        """Whose request it is; empty where there are no keys."""
+        return self.key.id if self.key else ""
 
 
 CURRENT: ContextVar[Ticket] = ContextVar("gateway_ticket")

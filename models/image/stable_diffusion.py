@@ -191,7 +191,13 @@ class StableDiffusion:
         parameters = parameters_of(job, self.name, row.width, row.height)
         data = encode_image(row.pixels, job.response_format, parameters)
         media_type = MEDIA_TYPES[job.response_format]
-        return ImageResult(model=self.name, seed=job.seed, data=data, media_type=media_type)
+        return ImageResult(
+            model=self.name,
+            seed=job.seed,
+            data=data,
+            media_type=media_type,
+            pixel_steps=row.width * row.height * job.num_inference_steps,
+        )
 
     @torch.inference_mode()
     def warm_up(self) -> None:

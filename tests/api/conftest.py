@@ -2,14 +2,19 @@
 
 from __future__ import annotations
 
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Callable
 from pathlib import Path
+from typing import Any
 
 import httpx
 import pytest
 from starlette.applications import Starlette
 
-from tests.api.fakes import STARTED, FakeGateway, FakeRunner
+from gateway.keys import Key, Terms, create_key
+from gateway.office import Office
+from tests.api.fakes import SECRET, STARTED, FakeGateway, FakeRunner
+
+Make = Callable[..., tuple[Key, dict[str, str]]]
 
 HERE = Path(__file__).parent
 
@@ -37,6 +42,23 @@ async def app(built: Starlette) -> AsyncIterator[Starlette]:
 async def client(app: Starlette) -> AsyncIterator[httpx.AsyncClient]:
     async with httpx.AsyncClient(transport=httpx.ASGITransport(app), base_url="http://gateway") as client:
         yield client
+
+
+@pytest.fixture
+def office(app: Starlette) -> Office:  # noqa: ARG001 - it is opened with it
+    office: Office = FakeGateway.inner.office
+    return office
+
+
+@pytest.fixture
+def make(office: Office) -> Make:
+    """Makes a key with the given terms; gives it and the headers of its requests."""
+
+    def make(**terms: Any) -> tuple[Key, dict[str, str]]:
+        key, text = create_key(office.store, SECRET.encode(), "ann", Terms(**terms))
+        return key, {"Authorization": f"Bearer {text}"}
+
+    return make
 
 
 @pytest.fixture

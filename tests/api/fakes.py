@@ -204,6 +204,7 @@ class FakeSpeech(FakeRunner):
     modality = "speech"
 
 
+SECRET = "a secret of the tests"  # noqa: S105 - it keeps nothing
 MODELS = (
     ServedModel(name="fake", modality="text", licence="MIT"),
     ServedModel(name="fake-picture", modality="image", aliases=("gpt-image-1",)),
@@ -216,7 +217,7 @@ class FakeGateway(Gateway):
     text_runner = bentoml.depends(FakeText)
     image_runner = bentoml.depends(FakeImage)
     speech_runner = bentoml.depends(FakeSpeech)
-    options = GatewayOptions(timeout_s=20, body_timeout_s=1, models=MODELS)
+    options = GatewayOptions(timeout_s=20, body_timeout_s=1, models=MODELS, secret=SECRET)
 
 
 open_doors(FakeGateway)

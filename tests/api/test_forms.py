@@ -19,6 +19,7 @@ from starlette.types import Receive, Scope, Send
 from gateway.doors import Doors
 from gateway.edge import Edge
 from gateway.health import Readiness
+from gateway.office import Office
 from gateway.options import GatewayOptions
 from tests.api.test_errors import error_of
 
@@ -47,7 +48,9 @@ async def echo(scope: Scope, receive: Receive, send: Send) -> None:
 @pytest.fixture
 async def caller() -> AsyncIterator[httpx.AsyncClient]:
     options = GatewayOptions(max_body_bytes=1000, max_media_body_bytes=100_000)
-    edge = Edge(echo, {"/words": _Words, "/files": _Files}, dict, Readiness(), Doors(), options)
+    office = Office()
+    office.open(options)
+    edge = Edge(echo, {"/words": _Words, "/files": _Files}, dict, Readiness(), Doors(), office, options)
     async with httpx.AsyncClient(transport=httpx.ASGITransport(edge), base_url="http://gateway") as client:
         yield client
 

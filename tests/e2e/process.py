@@ -53,7 +53,9 @@ class Served:
 
     @classmethod
     def triptych(cls, log: Path, **environment: str) -> Served:
-        return cls([sys.executable, "cli.py", "serve"], free_port(), log, **environment)
+        """With a state folder beside its log."""
+        state = {"TRIPTYCH_STATE_DIR": str(log.parent / "state")}
+        return cls([sys.executable, "cli.py", "serve"], free_port(), log, **state | environment)
 
     def readyz(self) -> dict[str, Any]:
         """The status and the runners' states; empty before anything answers."""
