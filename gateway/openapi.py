@@ -16,8 +16,9 @@ from pydantic.json_schema import models_json_schema
 from gateway.doors import Door
 from gateway.errors import ErrorBody
 from gateway.forms import file_fields
-from gateway.schemas import ImagesAnswer, TextAnswer
+from gateway.schemas import ImagesAnswer
 from gateway.streams import EVENT_STREAM
+from gateway.text_schemas import TextAnswer
 
 _CONVERTER = re.compile(r":\w+}")
 _NAMED = re.compile(r"{(\w+)}")

@@ -30,9 +30,10 @@ from gateway.office import Office
 from gateway.openapi import openapi_document
 from gateway.options import GatewayOptions
 from gateway.runners import RunnerClient
-from gateway.schemas import ImageRequest, SpeechRequest, TextAnswer, TextRequest
+from gateway.schemas import ImageRequest, SpeechRequest
 from gateway.speech import answer_speech, speech_job
-from gateway.text import answer_text, text_job
+from gateway.text import answer_text, text_jobs
+from gateway.text_schemas import TextAnswer, TextRequest
 from gateway.tickets import current_ticket
 
 NO_ACCESS_LOG: Any = {"access": {"enabled": False}}
@@ -115,8 +116,8 @@ class Gateway:
 
     async def _answer_text(self, request: TextRequest) -> Response:
         ticket = current_ticket()
-        job = text_job(request, ticket, self.options.timeout_s)
-        return await or_error(answer_text(job, self._text, ticket))
+        jobs = text_jobs(request, ticket, self.options.timeout_s)
+        return await or_error(answer_text(jobs, self._text, ticket))
 
     async def _answer_image(self, request: ImageRequest) -> Response:
         ticket = current_ticket()

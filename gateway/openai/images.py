@@ -17,9 +17,10 @@ from gateway.answers import result_of
 from gateway.doors import Call, Door, Wire, like, native
 from gateway.errors import error_body
 from gateway.explain import invalid
-from gateway.image import all_done, image_jobs, merged
+from gateway.image import image_jobs
 from gateway.openai.wire import JsonAnswer
 from gateway.schemas import ImageRequest, LoraSpec, Seed, Whole
+from gateway.several import all_done, merged
 from gateway.streams import EVENT_STREAM, ClosingStream, peek, rejoin, sse
 from jobs import Done, Event, ImageFormat, ImageResult, JobError, Preview, Scheduler
 

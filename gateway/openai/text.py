@@ -16,9 +16,10 @@ from gateway.doors import Call, Door, Wire, like, native
 from gateway.errors import error_body
 from gateway.openai.wire import JsonAnswer
 from gateway.openai.words import ChatWords, CompletionWords, Words
-from gateway.schemas import NO_NUL, Model, Seed, StopStrings, TextRequest, Whole
+from gateway.schemas import NO_NUL, Model, Seed, Whole
 from gateway.streams import EVENT_STREAM, ClosingStream, peek, rejoin, sse
-from gateway.text import text_job
+from gateway.text import text_jobs
+from gateway.text_schemas import StopStrings, TextRequest
 from jobs import Done, Event, JobError, TextDelta, TextResult
 
 DEFAULT_TOKENS = 16
@@ -116,7 +117,7 @@ async def complete(request: CompletionRequest, call: Call) -> Response:
 
 
 async def _answer(asked: TextRequest, request: Sampled, call: Call, words: type[Words]) -> Response:
-    job = text_job(asked, call.ticket, call.options.timeout_s)
+    (job,) = text_jobs(asked, call.ticket, call.options.timeout_s)
     events = call.runners["text"].run(job)
     headers = {"X-Seed": str(job.seed)}
     name = job.model or call.options.default_model("text")

@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import time
 from abc import ABC, abstractmethod
+from typing import Literal
 
 from openai import BaseModel
 from openai.types import Completion, CompletionChoice, CompletionUsage
@@ -15,7 +16,7 @@ from openai.types.chat.chat_completion_chunk import ChoiceDelta
 
 from gateway.openai.wire import as_json
 from gateway.streams import sse
-from jobs import TextResult
+from jobs import FinishReason, TextResult
 
 _MARK = "\ue000"
 _MARKED = json.dumps(_MARK)
@@ -108,11 +109,16 @@ class ChatWords(Words):
         )
 
 
+def _plain(reason: FinishReason) -> Literal["stop", "length"]:
+    """Completions have no tools."""
+    return "length" if reason == "length" else "stop"
+
+
 class CompletionWords(Words):
     def whole(self, result: TextResult) -> Completion:
         self.model = result.model
         choice = CompletionChoice(
-            index=0, text=result.text, finish_reason=result.finish_reason, logprobs=None
+            index=0, text=result.text, finish_reason=_plain(result.finish_reason), logprobs=None
         )
         completion = self._completion([choice])
         completion.usage = usage_of(result)
@@ -124,7 +130,8 @@ class CompletionWords(Words):
         return self._completion([choice])
 
     def last_piece(self, result: TextResult) -> Completion:
-        end = CompletionChoice(index=0, text="", finish_reason=result.finish_reason, logprobs=None)
+        reason = _plain(result.finish_reason)
+        end = CompletionChoice(index=0, text="", finish_reason=reason, logprobs=None)
         return self._completion([end])
 
     def usage(self, result: TextResult) -> Completion:

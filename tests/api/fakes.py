@@ -18,6 +18,7 @@ import bentoml
 from gateway import Gateway, GatewayOptions, open_doors
 from gateway.options import ServedModel
 from jobs import (
+    Alternative,
     AudioChunk,
     Done,
     ErrorKind,
@@ -36,6 +37,8 @@ from jobs import (
     TextDelta,
     TextJob,
     TextResult,
+    TokenLogprob,
+    ToolCall,
     decode_job,
     encode_event,
 )
@@ -57,13 +60,16 @@ def result(job: Job) -> Result:
     model = job.model or "fake"
     if isinstance(job, TextJob):
         words = script(job)
+        calls = (ToolCall(id="c1", name="look", arguments="{}"),) if job.tools else ()
         return TextResult(
             model=model,
             seed=job.seed,
             text=words,
-            finish_reason="stop",
+            finish_reason="tool_calls" if calls else "stop",
             prompt_tokens=3,
             completion_tokens=len(words.split()),
+            logprobs=None if job.logprobs is None else logprobs(job),
+            tool_calls=calls,
         )
     if isinstance(job, ImageJob):
         return ImageResult(
@@ -79,9 +85,18 @@ def result(job: Job) -> Result:
     )
 
 
+def logprobs(job: TextJob) -> tuple[TokenLogprob, ...]:
+    """Of the first word alone, and only if they are asked for."""
+    if job.logprobs is None:
+        return ()
+    word = script(job).split()[0]
+    return (TokenLogprob(token=word, logprob=-0.5, top=(Alternative(token=word, logprob=-0.5),)),)
+
+
 def progress(job: Job) -> list[Event]:
     if isinstance(job, TextJob):
-        return [TextDelta(text=piece) for piece in script(job).partition(" ") if piece]
+        first, *rest = [TextDelta(text=piece) for piece in script(job).partition(" ") if piece]
+        return [TextDelta(text=first.text, logprobs=logprobs(job)), *rest]
     if isinstance(job, ImageJob):
         preview = Preview(data=b"rough", media_type="image/jpeg")
         return [Progress(step=1, total=2), preview, Progress(step=2, total=2)]

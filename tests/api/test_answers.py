@@ -9,7 +9,7 @@ from typing import Any
 import httpx
 import pytest
 
-from jobs import ImageJob, SpeechJob, TextJob
+from jobs import ImageJob, SpeechJob, TextJob, Tool, ToolCall
 from tests.api.fakes import PICTURE, SOUND, FakeRunner
 
 Runners = dict[str, FakeRunner]
@@ -70,6 +70,89 @@ async def test_text_stream(client: httpx.AsyncClient, path: str, body: dict[str,
     assert last["usage"]["total_tokens"] == 5
     assert last["timings"] == {"queue_ms": 1.25, "total_ms": 20.5}
     assert events[-1] == ("", "[DONE]")
+
+
+async def test_all_that_a_text_can_be_asked_goes_into_its_job(
+    client: httpx.AsyncClient, runners: Runners
+) -> None:
+    call = {"id": "c1", "type": "function", "function": {"name": "look", "arguments": '{"at": 1}'}}
+    turns = [
+        {"role": "user", "content": "Look."},
+        {"role": "assistant", "content": "", "tool_calls": [call]},
+        {"role": "tool", "content": "a cat", "tool_call_id": "c1"},
+    ]
+    tool: dict[str, Any] = {"name": "look", "description": "Looks.", "parameters": {"type": "object"}}
+    body = {
+        "messages": turns,
+        "max_tokens": None,
+        "min_p": 0.1,
+        "repetition_penalty": 1.1,
+        "presence_penalty": 0.2,
+        "frequency_penalty": 0.3,
+        "logprobs": 2,
+        "tools": [{"type": "function", "function": tool}],
+        "tool_choice": "required",
+    }
+    answer = await client.post("/text", json=body)
+    assert answer.status_code == 200
+    (job,) = runners["text"].jobs
+    assert isinstance(job, TextJob)
+    assert job.messages is not None
+    assert job.messages[1].tool_calls == (ToolCall(id="c1", name="look", arguments='{"at": 1}'),)
+    assert (job.messages[2].role, job.messages[2].tool_call_id) == ("tool", "c1")
+    assert job.tools == (Tool(**tool),)
+    penalties = (job.repetition_penalty, job.presence_penalty, job.frequency_penalty)
+    assert (job.max_tokens, job.min_p, penalties) == (None, 0.1, (1.1, 0.2, 0.3))
+    assert (job.logprobs, job.tool_choice) == (2, "required")
+
+
+@pytest.mark.parametrize(
+    ("given", "kind", "value"),
+    [
+        ({"type": "regex", "pattern": "a+"}, "regex", "a+"),
+        ({"type": "json_object"}, "json_schema", '{"type": "object"}'),
+        ({"type": "json_schema", "json_schema": {"const": 5}}, "json_schema", '{"const": 5}'),
+    ],
+)
+async def test_a_response_format_becomes_a_constraint(
+    client: httpx.AsyncClient, runners: Runners, given: dict[str, Any], kind: str, value: str
+) -> None:
+    await client.post("/text", json={"prompt": "x", "response_format": given})
+    (job,) = runners["text"].jobs
+    assert isinstance(job, TextJob)
+    assert job.constraint is not None
+    assert (job.constraint.kind, job.constraint.value) == (kind, value)
+
+
+async def test_n_texts_are_those_of_the_seeds_from_the_first(
+    client: httpx.AsyncClient, runners: Runners
+) -> None:
+    body = {"prompt": "hello you", "seed": 2**32 - 1, "n": 3, "logprobs": 1}
+    answer = (await client.post("/text", json=body)).json()
+    assert [job.seed for job in runners["text"].jobs] == [2**32 - 1, 0, 1]
+    assert [choice["seed"] for choice in answer["choices"]] == [2**32 - 1, 0, 1]
+    assert [choice["index"] for choice in answer["choices"]] == [0, 1, 2]
+    assert answer["text"] == answer["choices"][0]["text"] == "hello you"
+    assert answer["usage"] == {"prompt_tokens": 3, "completion_tokens": 6, "total_tokens": 9}
+    streamed = events_of((await client.post("/text", json=body | {"stream": True})).text)
+    assert streamed.pop() == ("", "[DONE]")
+    pieces = {i: "".join(data["delta"] for _, data in streamed if data["index"] == i) for i in range(3)}
+    assert pieces == dict.fromkeys(range(3), "hello you")
+    assert streamed[-1][1]["usage"]["completion_tokens"] == 6
+
+
+async def test_logprobs_and_tool_calls_are_told(client: httpx.AsyncClient) -> None:
+    turns = [{"role": "user", "content": "call look"}]
+    tool = {"type": "function", "function": {"name": "look"}}
+    body = {"messages": turns, "logprobs": 1, "tools": [tool]}
+    answer = (await client.post("/text", json=body)).json()
+    best = [{"token": "call", "logprob": -0.5}]
+    assert answer["logprobs"] == [{"token": "call", "logprob": -0.5, "top": best}]
+    call = {"id": "c1", "type": "function", "function": {"name": "look", "arguments": "{}"}}
+    assert (answer["finish_reason"], answer["tool_calls"]) == ("tool_calls", [call])
+    streamed = events_of((await client.post("/text", json=body | {"stream": True})).text)
+    assert streamed[0][1]["logprobs"] == answer["logprobs"]
+    assert streamed[-2][1]["tool_calls"] == [call]
 
 
 @pytest.mark.parametrize("kind", ["png", "jpeg", "webp"])

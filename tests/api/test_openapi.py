@@ -46,7 +46,7 @@ def test_each_field_has_words_and_bounds(document: dict[str, Any]) -> None:
         for field in schemas[name]["properties"].values():
             assert field["description"]
     text = schemas["TextRequest"]["properties"]
-    assert (text["max_tokens"]["minimum"], text["max_tokens"]["maximum"]) == (1, 4096)
+    assert (text["n"]["minimum"], text["n"]["maximum"]) == (1, 4)
     assert text["max_tokens"]["default"] == 128
     assert text["top_p"]["exclusiveMinimum"] == 0
     assert text["seed"]["anyOf"][0]["maximum"] == MAX_SEED

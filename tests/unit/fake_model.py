@@ -49,7 +49,7 @@ class FakeModel:
 
     def lane(self, row: FakeRow) -> Lane | None:
         stage = (row.job.prompt or "").split()[0]
-        return Lane(self.name, stage) if row.steps < row.job.max_tokens else None
+        return Lane(self.name, stage) if row.steps < (row.job.max_tokens or 0) else None
 
     def cost(self, row: FakeRow) -> float:
         return 1.0
