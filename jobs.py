@@ -201,10 +201,11 @@ Job = TextJob | ImageJob | SpeechJob
 
 @dataclass(frozen=True, slots=True, kw_only=True, config=_WIRE)
 class Queued:
-    """Waits; `position` jobs will be admitted before it."""
+    """Waits; `position` jobs will be admitted before it, in about `wait_s` seconds."""
 
     kind: Literal["queued"] = "queued"
     position: int
+    wait_s: float | None = None
 
 
 @dataclass(frozen=True, slots=True, kw_only=True, config=_WIRE)

@@ -72,6 +72,10 @@ class Settings(BaseSettings):
     """What keys are hashed with, one for all gateways; left out, the file `secret` in the state folder."""
     keyless: bool = False
     """Whether to listen on an address that others reach although there are no keys."""
+    results_max_bytes: Annotated[int, Field(ge=1 << 20)] = 256 << 20
+    """The most that is kept of the answers of jobs and idempotent requests; the oldest go first."""
+    results_max_age_s: Annotated[float, Field(gt=0)] = 86_400
+    """Seconds that such an answer is kept."""
     vanished_clients: Literal["cancel", "finish"] = "cancel"
     """What becomes of the work of a client that has gone."""
     access_log: bool = True

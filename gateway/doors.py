@@ -17,6 +17,7 @@ from pydantic.fields import FieldInfo
 from starlette.responses import Response
 from starlette.routing import compile_path
 
+from gateway.errands import Errands
 from gateway.errors import ErrorResponse, HttpError
 from gateway.explain import explain
 from gateway.options import GatewayOptions, ServedModel
@@ -78,11 +79,12 @@ class Doors:
         self.all: list[Door] = []
         self._paths: list[tuple[Pattern[str], Door]] = []
 
-    def open(self, runners: Mapping[str, RunnerClient]) -> None:
+    def open(self, runners: Mapping[str, RunnerClient], errands: Errands) -> None:
         from gateway import openai  # late: the runners' processes import this module too
+        from gateway.jobs_door import job_doors
 
         self.runners = runners
-        self.all = [*openai.DOORS]
+        self.all = [*openai.DOORS, *job_doors(errands)]
         self._paths = [(compile_path(door.path)[0], door) for door in self.all]
 
     def find(self, method: str, path: str) -> Found | None:

@@ -76,7 +76,11 @@ class Gateway:
         self._speech = RunnerClient("speech", self.speech_runner, options, books)
         self._clients = {client.name: client for client in (self._text, self._image, self._speech)}
         self.readiness.watch(self._clients, options.required)
-        self.doors.open(self._clients)
+        self.doors.open(self._clients, self.office.errands)
+
+    @bentoml.on_startup
+    async def begin(self) -> None:
+        await self.office.begin()
 
     @bentoml.on_shutdown
     async def close(self) -> None:

@@ -146,7 +146,7 @@ class FakeRunner:
             os.kill(os.getpid(), signal.SIGKILL)
         if action == "mute":
             await self.until_cancelled(job)
-        yield Queued(position=2)
+        yield Queued(position=2, wait_s=2.5)
         if action == "hang":
             await self.until_cancelled(job)
         for event in progress(job):

@@ -226,7 +226,7 @@ async def test_positions_in_the_queue_count_down() -> None:
         first = engine.submit(job("first"))
         await until(lambda: "first" in model.rows)
         second = aiter(engine.submit(job("second")))
-        assert await anext(second) == Queued(position=1)
+        assert await anext(second) == Queued(position=1, wait_s=1.0)
         engine.cancel("first")
         await last_of(first)
         model.slots = 1
