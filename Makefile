@@ -71,7 +71,7 @@ train-text: dev  ## Train the embedded text model anew
 train-image: dev  ## Train the embedded picture model anew
 	$(BIN)/python -m models.training.image
 train-lora: dev  ## Train the style LoRAs anew
-	for style in outline stripes night; do $(BIN)/python -m models.training.lora --style $$style || exit 1; done
+	$(BIN)/python -m models.training.lora
 train-speech: dev  ## Train the embedded speech model anew (needs espeak-ng)
 	$(BIN)/python -m models.training.speech
 score-embedded: dev  ## Score the embedded models on held-out cases and write the tables to their cards

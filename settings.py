@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import difflib
 import os
+import tomllib
 from functools import cache
 from pathlib import Path
 from typing import Annotated, Literal
@@ -55,7 +56,7 @@ class Settings(BaseSettings):
     speech_runner_url: str | None = None
     """Where the speech runner is served on its own."""
     queue_size: Annotated[int, Field(ge=1, le=10_000)] = 64
-    """How many jobs may wait in each runner; one more is refused at once."""
+    """How many jobs may wait in each runner; one more is refused at once. A gateway sends it 80 at most."""
     timeout_s: Annotated[float, Field(gt=0, le=86_400)] = 300
     """Seconds a request may take from arrival to its last byte."""
     max_body_bytes: Annotated[int, Field(ge=1024)] = 1 << 20
@@ -107,6 +108,8 @@ def settings() -> Settings:
     _refuse_unknown_variables()
     try:
         return Settings()
+    except (tomllib.TOMLDecodeError, UnicodeDecodeError) as error:
+        raise SettingsError(f"{_settings_file()} is not a TOML file: {error}.") from None
     except ValidationError as error:
         lines = [_explain(str(part["loc"][0]), part["type"], part["msg"]) for part in error.errors()]
         raise SettingsError("\n".join(lines)) from None
@@ -129,7 +132,11 @@ def _refuse_unknown_variables() -> None:
 def _explain(name: str, kind: str, message: str) -> str:
     if kind == "extra_forbidden":
         return f"There is no setting {name}.{_suggest(name, set(Settings.model_fields))}"
-    return f"The setting {name}: {message}."
+    return f"The setting {name} ({_variable(name)}): {message}."
+
+
+def _variable(name: str) -> str:
+    return name.upper() if name in ("host", "port") else PREFIX + name.upper()
 
 
 def _suggest(name: str, known: set[str]) -> str:

@@ -123,7 +123,7 @@ def read_catalog(path: Path = SHIPPED) -> Catalog:
         return Catalog.model_validate(yaml.safe_load(path.read_text(encoding="utf-8")))
     except OSError as error:
         raise CatalogError(f"The catalog {path} cannot be read: {error.strerror}.") from None
-    except yaml.YAMLError as error:
+    except (yaml.YAMLError, UnicodeDecodeError) as error:
         raise CatalogError(f"The catalog {path} is not YAML: {error}") from None
     except ValidationError as error:
         first = error.errors()[0]
@@ -134,7 +134,12 @@ def read_catalog(path: Path = SHIPPED) -> Catalog:
 def catalog_of(profile: str) -> tuple[Catalog, str]:
     """The catalog that the setting `profile` means, and the profile's name in it. Raises `CatalogError`."""
     if profile.endswith((".yaml", ".yml")):
-        return read_catalog(Path(profile)), "default"
+        own = read_catalog(Path(profile))
+        if "default" not in own.profiles:
+            raise CatalogError(
+                f"The catalog {profile} needs a profile named default. It has: {', '.join(own.profiles)}."
+            )
+        return own, "default"
     return read_catalog(), profile
 
 

@@ -203,6 +203,9 @@ class Engine:
             self._lanes.limit(lane, len(tickets) // 2)
             self._split(lane, tickets, NO_MEMORY)
             return
+        except JobError as error:  # one of the rows cannot go on, and its model says why
+            self._split(lane, tickets, Failed.of(error))
+            return
         except Exception:
             log.exception("A step of lane %s with %d rows failed", lane, len(tickets))
             self._split(lane, tickets, INTERNAL)

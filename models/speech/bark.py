@@ -31,6 +31,8 @@ from models.speech.utterance import Stage, Utterance
 from models.speech.voices import Voices
 
 WARM_UP_TOKENS = 4
+GREEDY_BELOW = 1e-5
+"""A temperature below this is greedy: float32 divides by none much smaller."""
 
 
 class Bark:
@@ -60,8 +62,9 @@ class Bark:
             JobError: there is nothing to say, too much to say, or no such voice.
         """
         voice = self.voices.get(job.voice)
+        temperature = job.temperature if job.temperature >= GREEDY_BELOW else 0.0
         utterances = [
-            Utterance(self.rules, prompt, voice, job.temperature, job.seed, number)
+            Utterance(self.rules, prompt, voice, temperature, job.seed, number)
             for number, prompt in enumerate(self._prompts.make(job.text))
         ]
         return Row(job, utterances, self.rules.sample_rate)

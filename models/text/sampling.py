@@ -16,6 +16,9 @@ from torch import Tensor
 CANDIDATES = 1024
 """The most likely tokens looked at first; only a row that needs more has its whole vocabulary sorted."""
 
+GREEDY_BELOW = 1e-5
+"""A temperature below this is greedy, as in vLLM: float32 divides by none much smaller."""
+
 _MASK = (1 << 64) - 1
 
 
@@ -31,7 +34,7 @@ class Sampling:
 
     @property
     def greedy(self) -> bool:
-        return self.temperature <= 0
+        return self.temperature < GREEDY_BELOW
 
     @property
     def filtered(self) -> bool:
