@@ -109,7 +109,7 @@ class ImageRequest(Strict, IODescriptor):
     )
     mask_image: EncodedFile = Field(
         None,
-        description="What of init_image to draw anew: a picture in base64, white there.",
+        description="What of init_image to draw anew: a picture in base64, white or transparent there.",
     )
     strength: float | None = Field(
         None,
