@@ -71,9 +71,7 @@ class Options(Wire):
 class Asked(Wire):
     """What generate and chat have in common."""
 
-    model: str = like(
-        TextRequest, "model", annotation=str, default=PydanticUndefined, examples=["tiny-llama"]
-    )
+    model: str = _model()
     stream: bool | None = Field(None, description="Line by line, as it is made; false for the whole at once.")
     format: Literal["", "json"] | JsonSchema | None = Field(None, description="json, or a JSON schema.")
     options: Options | None = Field(None, description="How tokens are chosen.")
@@ -84,7 +82,7 @@ class Asked(Wire):
 
     def as_native(self, call: Call) -> dict[str, Any]:
         """Raises `JobError`."""
-        given = self.options or Options()
+        given = self.options or Options.model_validate({})
         same = ("temperature", "top_k", "top_p", "min_p", "presence_penalty", "frequency_penalty")
         return {
             **{name: getattr(given, name) for name in (*same, "seed", "stop")},
@@ -171,7 +169,5 @@ class OllamaChat(Asked):
 class OllamaShow(Wire):
     """A model to tell of."""
 
-    model: str = like(
-        TextRequest, "model", annotation=str, default=PydanticUndefined, examples=["tiny-llama"]
-    )
+    model: str = _model()
     verbose: bool | None = Field(None, description="There is no more to tell.")

@@ -69,7 +69,11 @@ def test_openai_edits_only_where_the_mask_is_transparent(service: Served) -> Non
 
 
 def test_ollama_answers(service: Served) -> None:
-    client = ollama.Client(host=service.url)
+    with ollama.Client(host=service.url) as client:
+        _check_ollama(client)
+
+
+def _check_ollama(client: ollama.Client) -> None:
     assert [model.model for model in client.list().models] == ["tiny-llama"]
     turns = [{"role": "user", "content": "What is a star?"}]
     whole = client.chat(model="tiny-llama", messages=turns, options={"temperature": 0})
