@@ -277,11 +277,14 @@ class TextResult:
 
 @dataclass(frozen=True, slots=True, kw_only=True, config=_WIRE)
 class ImageResult:
+    """`flagged`: the safety checker withheld the picture, which is black; None where none looked."""
+
     kind: Literal["image"] = "image"
     model: str
     seed: int
     data: bytes
     media_type: str
+    flagged: bool | None = None
     pixel_steps: int = 0
     """Width times height times the steps taken."""
 

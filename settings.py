@@ -63,6 +63,12 @@ class Settings(BaseSettings):
     """The largest request body where only words go in."""
     max_media_body_bytes: Annotated[int, Field(ge=1024)] = 12 << 20
     """The largest request body where pictures or voices go in."""
+    safety_checker: bool = True
+    """Let a picture checkpoint's safety checker, where it brings one, withhold pictures."""
+    watermark: bool = True
+    """Put an invisible mark into pictures, which says that they were made here."""
+    picture_metadata: bool = True
+    """Write the parameters that a picture was made with into its metadata."""
     drain_s: Annotated[float, Field(ge=0, le=3600)] = 20
     """Seconds that requests in flight get to end when the service stops."""
     state_dir: str = "var"

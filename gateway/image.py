@@ -66,16 +66,27 @@ async def answer_image(jobs: Sequence[ImageJob], runner: RunnerClient, ticket: T
     last = max(ends, key=lambda done: done.total_ms)
     headers |= timing_headers(last)
     results = [result_of(done, ImageResult) for done in ends]
+    headers |= _verdict(results)
     if len(results) == 1:
         return Response(results[0].data, headers=headers, media_type=results[0].media_type)
     answer = ImagesAnswer(
         id=ticket.request_id,
         model=results[0].model,
         media_type=results[0].media_type,
-        images=[OneImage(b64_json=_base64(result.data), seed=result.seed) for result in results],
+        images=[_one(result) for result in results],
         timings=Timings(**timings(last)),
     )
     return JSONResponse(answer.model_dump(), headers=headers)
+
+
+def _one(result: ImageResult) -> OneImage:
+    return OneImage(b64_json=_base64(result.data), seed=result.seed, flagged=result.flagged)
+
+
+def _verdict(results: Sequence[ImageResult]) -> dict[str, str]:
+    """Nothing where no safety checker looked; `flagged` when it withheld any of the pictures."""
+    verdicts = [result.flagged for result in results if result.flagged is not None]
+    return {"X-Safety-Checker": "flagged" if any(verdicts) else "passed"} if verdicts else {}
 
 
 async def _stream(
@@ -107,6 +118,7 @@ def _told(event: Event, ticket: Ticket) -> tuple[str, dict[str, Any]] | None:
             "id": ticket.request_id,
             "model": result.model,
             "seed": result.seed,
+            "flagged": result.flagged,
             "media_type": result.media_type,
             "b64": _base64(result.data),
             "timings": timings(event),

@@ -171,6 +171,9 @@ class Timings(BaseModel):
 class OneImage(BaseModel):
     b64_json: str = Field(description="The encoded picture in base64.")
     seed: int = Field(description="The seed that gives this picture again, asked for alone.")
+    flagged: bool | None = Field(
+        None, description="The safety checker withheld it and it is black; null where no checker looked."
+    )
 
 
 class ImagesAnswer(BaseModel):

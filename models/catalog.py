@@ -25,9 +25,9 @@ class Modality(StrEnum):
     SPEECH = "speech"
 
 
-Source = Annotated[str, StringConstraints(pattern=r"^(embedded|folder|hub|store):\S+$")]
+Source = Annotated[str, StringConstraints(pattern=r"^(embedded|file|folder|hub|store):\S+$")]
 """`embedded:NAME` ships with the service, `folder:PATH` is on this machine, `hub:OWNER/NAME[@REVISION]`,
-`store:NAME[:VERSION]` is in BentoML's model store."""
+`store:NAME[:VERSION]` is in BentoML's model store, `file:PATH` one `.safetensors` file."""
 
 
 class Memory(BaseModel):
@@ -59,9 +59,24 @@ class Entry(BaseModel):
     """The file in `models/` that loads it, its modality first: `image.stable_diffusion`."""
     source: Source
     precision: Literal["auto", "float32", "bfloat16", "float16", "int8", "int4"] = "auto"
-    """`auto` is float32 on a CPU and bfloat16 on a GPU; int8 and int4 are by bitsandbytes."""
+    """`auto` is bfloat16 on a GPU, and for pictures on a CPU with AMX, else float32.
+
+    int8 and int4 are by bitsandbytes.
+    """
+    config: Source | None = None
+    """For a `file:` source: the checkpoint in the hub's layout whose configuration and tokenizer it has."""
+    offload: bool = False
+    """Keep the weights on the CPU and bring each layer's to the GPU when needed (slow; image families)."""
+    safety_checker: bool = True
+    """Let the checkpoint's safety checker, where it brings one, look at each picture (image families)."""
+    watermark: bool = True
+    """Put an invisible mark into pictures, which says that they were made here."""
+    metadata: bool = True
+    """Write the parameters that a picture was made with into its metadata."""
     max_rows: Annotated[int, Field(ge=1, le=256)] = 16
     """The most requests in flight on it at once."""
+    lora_memory_mib: Annotated[int, Field(ge=1)] = 1024
+    """Memory of the LoRAs that are ready to be mixed; beyond it the least recently used make room."""
     loras: Source | None = None
     """The folder that LoRA files are taken from; it is read again when a name is not known."""
     aliases: tuple[str, ...] = ()

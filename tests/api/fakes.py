@@ -73,7 +73,11 @@ def result(job: Job) -> Result:
         )
     if isinstance(job, ImageJob):
         return ImageResult(
-            model=model, seed=job.seed, data=PICTURE, media_type=f"image/{job.response_format}"
+            model=model,
+            seed=job.seed,
+            data=PICTURE,
+            media_type=f"image/{job.response_format}",
+            flagged=VERDICTS.get(job.prompt.split()[0]),
         )
     return SpeechResult(
         model=model,
@@ -200,6 +204,7 @@ SERVICE: Any = {
     "runner_connection": {"max_requests": 10**9, "max_age": 1e9},
     "logging": {"access": {"enabled": False}},
 }
+VERDICTS = {"flagged": True, "passed": False}
 STARTED: dict[str, FakeRunner] = {}
 """The runners of this process by modality, when they run inside the gateway."""
 
