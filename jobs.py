@@ -18,7 +18,7 @@ JOB_VERSION = 2
 Scheduler = Literal["ddim", "euler", "euler_ancestral", "dpmpp_2m", "lcm"]
 TimestepSpacing = Literal["leading", "trailing", "linspace", "karras"]
 ImageFormat = Literal["png", "jpeg", "webp"]
-AudioFormat = Literal["wav", "flac", "ogg", "mp3", "pcm"]
+AudioFormat = Literal["wav", "flac", "ogg", "opus", "mp3", "pcm"]
 FinishReason = Literal["stop", "length", "tool_calls"]
 ToolChoice = Literal["auto", "none", "required"]
 
@@ -188,10 +188,16 @@ class SpeechJob:
     stream: bool = False
     seed: int
     text: str
+    language: str | None = None
+    """ISO 639-1; None is the voice's, and without a voice what the text looks like."""
     voice: str | None = None
+    voice_file: bytes | None = None
+    """A preset of the caller's own in place of a voice: an .npz or a .safetensors file."""
     temperature: float
     response_format: AudioFormat = "wav"
     keep_alive_s: float | None = None
+    sample_rate: int | None = None
+    """In Hz; None is the model's own."""
 
 
 Job = TextJob | ImageJob | SpeechJob

@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import base64
 import binascii
-from typing import Annotated, Any, ClassVar
+from typing import Annotated, Any, ClassVar, Literal
 
 from bentoml import IODescriptor
 from pydantic import (
@@ -52,6 +52,7 @@ Model = Annotated[
 ]
 # The union is inside: BentoML writes what is annotated within a union a second time into the JSON schema.
 Side = Annotated[int | None, Field(ge=64, le=2048, multiple_of=8), BeforeValidator(whole)]
+SampleRate = Annotated[Literal[8000, 16000, 22050, 24000, 44100, 48000] | None, BeforeValidator(whole)]
 EncodedFile = Annotated[str | None, AfterValidator(_base64)]
 """A file in base64, None without one; its bytes are bounded by the route's body."""
 Seed = Annotated[
@@ -140,27 +141,52 @@ class ImageRequest(Strict, IODescriptor):
 class SpeechRequest(Strict, IODescriptor):
     """A text to say."""
 
+    model_config = ConfigDict(json_schema_extra={"not": {"required": ["voice", "voice_file"]}})
+    file_fields: ClassVar[frozenset[str]] = frozenset({"voice_file"})
+
     text: str = Field(
         min_length=1,
-        max_length=1000,
+        max_length=4096,
         pattern=NO_NUL,
-        description="What to say, in characters.",
+        description="What to say, in characters; it is said sentence by sentence.",
         examples=["Four, two, seven."],
     )
     model: Model = None
+    language: str | None = Field(
+        None,
+        min_length=2,
+        max_length=2,
+        pattern=NO_NUL,
+        description="ISO 639-1; left out, the voice's, and without a voice what the text looks like.",
+        examples=["en"],
+    )
     voice: str | None = Field(
         None,
         min_length=1,
         max_length=64,
         pattern=NO_NUL,
-        description="Name of the voice; left out, the model's default.",
+        description="Name of the voice, as GET /voices lists them; left out, the model's default.",
+    )
+    voice_file: EncodedFile = Field(
+        None,
+        description="A Bark preset of your own in place of `voice`: .npz or .safetensors in base64, 4 MiB.",
     )
     temperature: float = Field(0.6, ge=0, le=1.5, description="How freely the voice varies.")
     seed: Seed = None
     response_format: AudioFormat = Field(
         "wav", description="Encoding of the sound; pcm is 16 bit little endian, mono."
     )
+    sample_rate: SampleRate = Field(None, description="In Hz; left out, the model's own.")
     stream: bool = Field(False, description="Send the encoded sound piece by piece, as it is made.")
+    stream_format: Literal["audio", "sse"] = Field(
+        "audio", description="With `stream`: the sound itself, or server-sent events with it and progress."
+    )
+
+    @model_validator(mode="after")
+    def _one_voice(self) -> SpeechRequest:
+        if self.voice is not None and self.voice_file is not None:
+            raise PydanticCustomError("one_voice", "give a voice or a voice_file")
+        return self
 
 
 class Timings(BaseModel):

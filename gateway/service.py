@@ -31,7 +31,7 @@ from gateway.openapi import openapi_document
 from gateway.options import GatewayOptions
 from gateway.runners import RunnerClient
 from gateway.schemas import ImageRequest, SpeechRequest
-from gateway.speech import answer_speech, speech_job
+from gateway.speech import answer_speech, answer_speech_events, speech_job
 from gateway.text import answer_text, text_jobs
 from gateway.text_schemas import TextAnswer, TextRequest
 from gateway.tickets import current_ticket
@@ -131,6 +131,8 @@ class Gateway:
     async def _answer_speech(self, request: SpeechRequest) -> Response:
         ticket = current_ticket()
         job = speech_job(request, ticket, self.options.timeout_s)
+        if request.stream and request.stream_format == "sse":
+            return await or_error(answer_speech_events(job, self._speech, ticket))
         return await or_error(answer_speech(job, self._speech))
 
 

@@ -83,6 +83,10 @@ class Entry(BaseModel):
     """Other names it answers to at the doors in other people's words (`tts-1`, `gpt-image-1`)."""
     voice_aliases: dict[str, str] = Field(default_factory=dict[str, str])
     """Other people's names of its voices (`alloy`), each to one of its own."""
+    language: Annotated[str, StringConstraints(pattern=r"^[a-z]{2}$")] = "en"
+    """Of a speech model's voices whose names do not tell it, as ISO 639-1."""
+    loudness_lufs: Annotated[float, Field(ge=-40, le=-5)] | None = None
+    """The loudness (ITU-R BS.1770) that speech is levelled to; left out, it stays as the model makes it."""
     licence: str
     """The licence's name, and its page where a hub asks for agreement."""
     memory: Memory | None = None

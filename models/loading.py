@@ -58,5 +58,7 @@ def spec_of(name: str, entry: Entry, device: str) -> ModelSpec:
         watermark=entry.watermark,
         metadata=entry.metadata,
         config=find_folder(entry.config, entry) if entry.config is not None else None,
+        language=entry.language,
+        loudness_lufs=entry.loudness_lufs,
         loras=find_folder(entry.loras, entry) if entry.loras is not None else None,
     )

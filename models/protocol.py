@@ -106,5 +106,9 @@ class ModelSpec:
     """Whether pictures carry the parameters that they were made with."""
     lora_memory_bytes: int = 1 << 30
     """What the LoRAs that are ready to be mixed may take together."""
+    language: str = "en"
+    """ISO 639-1: of voices whose names do not tell it (speech)."""
+    loudness_lufs: float | None = None
+    """What speech is levelled to; None leaves it as the model makes it."""
     loras: Path | None = None
     """The only folder LoRA files are taken from."""

@@ -201,6 +201,40 @@ async def test_speech_stream(client: httpx.AsyncClient, path: str, body: dict[st
     assert (answer.headers["X-Sample-Rate"], answer.headers["X-Seed"]) == ("24000", "5")
 
 
+async def test_speech_events(client: httpx.AsyncClient, runners: Runners) -> None:
+    body = {"text": "four", "seed": 5, "stream": True, "stream_format": "sse"}
+    answer = await client.post("/speech", json=body)
+    assert answer.headers["Content-Type"].startswith("text/event-stream")
+    assert answer.headers["X-Seed"] == "5"
+    events = events_of(answer.text)
+    assert [name for name, _ in events] == ["queued", "audio", "audio", "result"]
+    sound = [data for name, data in events if name == "audio"]
+    assert b"".join(base64.b64decode(data["b64"]) for data in sound) == SOUND
+    assert (sound[0]["media_type"], sound[0]["sample_rate"]) == ("audio/wav", 24_000)
+    result = events[-1][1]
+    assert (result["id"], result["seed"]) == (answer.headers["X-Request-Id"], 5)
+    assert result["duration_s"] == 1.5
+    assert runners["speech"].jobs[0].stream
+
+
+async def test_speech_events_tell_a_late_failure(client: httpx.AsyncClient) -> None:
+    body = {"text": "late internal", "stream": True, "stream_format": "sse"}
+    events = events_of((await client.post("/speech", json=body)).text)
+    assert [name for name, _ in events] == ["queued", "audio", "audio", "error"]
+    assert events[-1][1]["error"]["type"] == "internal_error"
+
+
+async def test_a_voice_of_ones_own_is_uploaded(client: httpx.AsyncClient, runners: Runners) -> None:
+    form = {"text": "four", "language": "de", "sample_rate": "48000"}
+    answer = await client.post("/speech", data=form, files={"voice_file": ("me.npz", b"PK\x03\x04 me")})
+    assert answer.status_code == 200
+    (job,) = runners["speech"].jobs
+    assert isinstance(job, SpeechJob)
+    assert (job.voice_file, job.language, job.sample_rate) == (b"PK\x03\x04 me", "de", 48_000)
+    both = await client.post("/speech", json={"text": "x", "voice": "a", "voice_file": "QUJD"})
+    assert (both.status_code, both.json()["error"]["param"]) == (400, "voice_file")
+
+
 async def test_a_seed_left_out_is_fresh_and_told(client: httpx.AsyncClient) -> None:
     seeds: set[int] = set()
     for path, body in [

@@ -53,7 +53,7 @@ def test_each_field_has_words_and_bounds(document: dict[str, Any]) -> None:
     image = schemas["ImageRequest"]["properties"]
     assert image["width"]["anyOf"][0] == {"type": "integer", "minimum": 64, "maximum": 2048, "multipleOf": 8}
     assert image["scheduler"]["enum"] == ["ddim", "euler", "euler_ancestral", "dpmpp_2m", "lcm"]
-    assert schemas["SpeechRequest"]["properties"]["text"]["maxLength"] == 1000
+    assert schemas["SpeechRequest"]["properties"]["text"]["maxLength"] == 4096
 
 
 def test_every_reference_leads_somewhere(document: dict[str, Any]) -> None:

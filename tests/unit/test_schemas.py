@@ -70,10 +70,14 @@ BOUNDS: list[tuple[type[BaseModel], str, list[Any], list[tuple[Any, str]]]] = [
     (ImageRequest, "loras", [[], [LORA] * 4, [{"name": "x"}]], [([LORA] * 5, "at most 4 items")]),
     (ImageRequest, "num_images", [1, 8], [(0, "at least 1."), (9, "at most 8."), (10**9, "at most 8.")]),
     (ImageRequest, "response_format", ["png", "jpeg", "webp"], [("gif", "'png'")]),
-    (SpeechRequest, "text", ["x" * 1000], [("", "at least 1 char"), ("x" * 1001, "at most 1000 char")]),
+    (SpeechRequest, "text", ["x" * 4096], [("", "at least 1 char"), ("x" * 4097, "at most 4096 char")]),
     (SpeechRequest, "voice", ["v" * 64, None], [("", "at least 1 char"), ("v" * 65, "at most 64 char")]),
     (SpeechRequest, "temperature", [0, 1.5], [(-1, "at least 0."), (1.6, "at most 1.5.")]),
-    (SpeechRequest, "response_format", ["wav", "flac", "ogg", "mp3", "pcm"], [("m4a", "'wav'")]),
+    (SpeechRequest, "response_format", ["wav", "flac", "ogg", "opus", "mp3", "pcm"], [("m4a", "'wav'")]),
+    (SpeechRequest, "language", ["en", None], [("e", "at least 2 char"), ("eng", "at most 2 char")]),
+    (SpeechRequest, "sample_rate", [8000, 48_000, None], [(11_025, "16000"), (0, "8000")]),
+    (SpeechRequest, "stream_format", ["audio", "sse"], [("json", "'sse'")]),
+    (SpeechRequest, "voice_file", ["QUJD", None], [("~", "base64")]),
 ]
 
 
