@@ -8,7 +8,6 @@ from typing import Any, Literal
 import torch
 
 from jobs import ErrorKind, JobError
-from models.image.safety import SafetyChecker
 from models.image.text_encoder import TextEncoder
 from models.image.vae import Vae
 
@@ -31,7 +30,6 @@ class Parts:
     dtype: torch.dtype
     zero_empty: bool = False
     compiled_unet: Any = None
-    safety: SafetyChecker | None = None
 
     @property
     def adaptable(self) -> dict[str, torch.nn.Module]:

@@ -20,8 +20,7 @@ class FakeRow:
 
 @dataclass
 class FakeModel:
-    """A row takes `max_tokens` steps in the lane that its prompt's first word names; `poison` raises there,
-    `mute` on purpose.
+    """A row takes `max_tokens` steps in the lane that its prompt's first word names; `poison` raises there.
 
     `slots` rows fit in memory, `memory` rows in one step. A step takes `step_s` seconds;
     with a `gate` it waits for one permit.
@@ -50,7 +49,7 @@ class FakeModel:
 
     def lane(self, row: FakeRow) -> Lane | None:
         stage = (row.job.prompt or "").split()[0]
-        return Lane(self.name, stage) if row.steps < (row.job.max_tokens or 0) else None
+        return Lane(self.name, stage) if row.steps < row.job.max_tokens else None
 
     def cost(self, row: FakeRow) -> float:
         return 1.0
@@ -65,8 +64,6 @@ class FakeModel:
         self.log.append((lane.stage, [row.job.id for row in rows]))
         if any("poison" in (row.job.prompt or "") for row in rows):
             raise ValueError("a poisoned row")
-        if any("mute" in (row.job.prompt or "") for row in rows):
-            raise JobError(ErrorKind.INTERNAL, "a row without a sound")
         if len(rows) > self.memory:
             raise OutOfMemoryError
         for row in rows:
