@@ -12,8 +12,10 @@ OVERRIDE := $(if $(filter cpu,$(HARDWARE)),--override requirements/overrides.txt
 INSTALL = $(BIN)/uv pip install --quiet --compile-bytecode $(TORCH_FROM) $(OVERRIDE)
 export BENTOML_DO_NOT_TRACK := true
 
+# A comma that functions of make do not take for one of theirs.
+, := ,
 .PHONY: help serve env dev test lint format test-slow requirements bento clean \
-    train-text train-image train-lora train-speech score-embedded
+    train-text train-image train-lora train-speech score-embedded bench-image bench-gpu
 
 help:  ## Show the targets
 	@grep -hE '^[a-z-]+:.*##' $(MAKEFILE_LIST) | awk -F ':.*## ' '{printf "  make %-14s %s\n", $$1, $$2}'
@@ -71,13 +73,19 @@ train-text: dev  ## Train the embedded text model anew
 train-image: dev  ## Train the embedded picture model anew
 	$(BIN)/python -m models.training.image
 train-lora: dev  ## Train the style LoRAs anew
-	for style in outline stripes night; do $(BIN)/python -m models.training.lora --style $$style || exit 1; done
+	$(BIN)/python -m models.training.lora
 train-speech: dev  ## Train the embedded speech model anew (needs espeak-ng)
 	$(BIN)/python -m models.training.speech
 score-embedded: dev  ## Score the embedded models on held-out cases and write the tables to their cards
 	$(BIN)/python -m models.training.score_text
 	$(BIN)/python -m models.training.score_image
 	$(BIN)/python -m models.training.score_speech
+
+bench-image: .venv/.bench  ## Compare picture serving with three peers (SHORT=1: in three minutes)
+	$(BIN)/python -m load_tests.image $(if $(SHORT),--loads 0.3$(,)2 --requests 12 --alone 3)
+
+bench-gpu: dev  ## Measure pictures on a GPU against its limit (needs no BentoML)
+	$(BIN)/python -m load_tests.gpu
 
 bento: env  ## Build the Bento
 	$(BIN)/bentoml build

@@ -7,7 +7,7 @@ Both travel as ASCII JSON, one object a line, so that a stream may be cut anywhe
 from __future__ import annotations
 
 from enum import StrEnum
-from typing import Annotated, Literal
+from typing import Annotated, Any, Literal
 
 from pydantic import ConfigDict, Field, TypeAdapter
 from pydantic.dataclasses import dataclass
@@ -18,8 +18,9 @@ JOB_VERSION = 2
 Scheduler = Literal["ddim", "euler", "euler_ancestral", "dpmpp_2m", "lcm"]
 TimestepSpacing = Literal["leading", "trailing", "linspace", "karras"]
 ImageFormat = Literal["png", "jpeg", "webp"]
-AudioFormat = Literal["wav", "flac", "ogg", "mp3", "pcm"]
-FinishReason = Literal["stop", "length"]
+AudioFormat = Literal["wav", "flac", "ogg", "opus", "mp3", "pcm"]
+FinishReason = Literal["stop", "length", "tool_calls"]
+ToolChoice = Literal["auto", "none", "required"]
 
 _WIRE = ConfigDict(extra="forbid", ser_json_bytes="base64", val_json_bytes="base64")
 
@@ -60,9 +61,40 @@ class JobError(Exception):
 
 
 @dataclass(frozen=True, slots=True, kw_only=True, config=_WIRE)
+class ToolCall:
+    """A function that the model asks its caller to run; `arguments` is one JSON object, as text."""
+
+    id: str
+    name: str
+    arguments: str
+
+
+@dataclass(frozen=True, slots=True, kw_only=True, config=_WIRE)
 class Message:
-    role: Literal["system", "user", "assistant"]
+    """One turn. An assistant's may ask for tools; a tool's answers the call named by `tool_call_id`."""
+
+    role: Literal["system", "user", "assistant", "tool"]
     content: str
+    tool_calls: tuple[ToolCall, ...] = ()
+    tool_call_id: str | None = None
+    name: str | None = None
+
+
+@dataclass(frozen=True, slots=True, kw_only=True, config=_WIRE)
+class Tool:
+    """A function the model may ask for; `parameters` is the JSON schema of its arguments."""
+
+    name: str
+    description: str = ""
+    parameters: dict[str, Any] = Field(default_factory=dict[str, Any])
+
+
+@dataclass(frozen=True, slots=True, kw_only=True, config=_WIRE)
+class Constraint:
+    """What the whole text must be; `value`: a JSON schema as JSON, a regular expression, a Lark grammar."""
+
+    kind: Literal["json_schema", "regex", "grammar"]
+    value: str
 
 
 @dataclass(frozen=True, slots=True, kw_only=True, config=_WIRE)
@@ -73,7 +105,10 @@ class LoraChoice:
 
 @dataclass(frozen=True, slots=True, kw_only=True, config=_WIRE)
 class TextJob:
-    """Exactly one of `prompt` (completed as it stands) and `messages` (through the chat template) is set."""
+    """Exactly one of `prompt` (completed as it stands) and `messages` (through the chat template) is set.
+
+    Of a request with `n` texts each is a job of its own, its seed one more than the last one's.
+    """
 
     kind: Literal["text"] = "text"
     version: int = JOB_VERSION
@@ -84,11 +119,32 @@ class TextJob:
     seed: int
     prompt: str | None = None
     messages: tuple[Message, ...] | None = None
-    max_tokens: int
+    max_tokens: int | None
+    """None: whatever the context leaves."""
     temperature: float
     top_p: float = 1.0
     top_k: int = 0
+    min_p: float = 0.0
+    """Tokens less likely than this part of the likeliest are left out."""
+    repetition_penalty: float = 1.0
+    """Divides (or, below zero, multiplies) the logit of each token that is in the prompt or the text."""
+    presence_penalty: float = 0.0
+    """Taken off the logit of each token that is in the text."""
+    frequency_penalty: float = 0.0
+    """Taken off the logit of a token once for each time that it is in the text."""
     stop: tuple[str, ...] = ()
+    logprobs: int | None = None
+    """Tell each token's log probability, and those of this many likeliest; None tells none."""
+    constraint: Constraint | None = None
+    tools: tuple[Tool, ...] = ()
+    tool_choice: ToolChoice = "auto"
+    """`required`: the text must be calls of `tools`; to ask for a certain one, give only that one."""
+    lora: str | None = None
+    """An adapter of the model's folder of LoRAs."""
+    cache_salt: str | None = None
+    """Cached prefixes are shared only among jobs of one salt; the gateway makes it from the caller's key."""
+    keep_alive_s: float | None = None
+    """How long the model stays in memory after this job: 0 goes at once, below 0 stays, None as set."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True, config=_WIRE)
@@ -119,6 +175,7 @@ class ImageJob:
     strength: float | None = None
     loras: tuple[LoraChoice, ...] = ()
     response_format: ImageFormat = "png"
+    keep_alive_s: float | None = None
 
 
 @dataclass(frozen=True, slots=True, kw_only=True, config=_WIRE)
@@ -131,9 +188,16 @@ class SpeechJob:
     stream: bool = False
     seed: int
     text: str
+    language: str | None = None
+    """ISO 639-1; None is the voice's, and without a voice what the text looks like."""
     voice: str | None = None
+    voice_file: bytes | None = None
+    """A preset of the caller's own in place of a voice: an .npz or a .safetensors file."""
     temperature: float
     response_format: AudioFormat = "wav"
+    keep_alive_s: float | None = None
+    sample_rate: int | None = None
+    """In Hz; None is the model's own."""
 
 
 Job = TextJob | ImageJob | SpeechJob
@@ -143,10 +207,11 @@ Job = TextJob | ImageJob | SpeechJob
 
 @dataclass(frozen=True, slots=True, kw_only=True, config=_WIRE)
 class Queued:
-    """Waits; `position` jobs will be admitted before it."""
+    """Waits; `position` jobs will be admitted before it, in about `wait_s` seconds."""
 
     kind: Literal["queued"] = "queued"
     position: int
+    wait_s: float | None = None
 
 
 @dataclass(frozen=True, slots=True, kw_only=True, config=_WIRE)
@@ -157,9 +222,29 @@ class Progress:
 
 
 @dataclass(frozen=True, slots=True, kw_only=True, config=_WIRE)
+class Alternative:
+    """A token that might have been chosen, as text, and the logarithm of its probability."""
+
+    token: str
+    logprob: float
+
+
+@dataclass(frozen=True, slots=True, kw_only=True, config=_WIRE)
+class TokenLogprob:
+    """A token of the text, the logarithm of its probability, and the likeliest ones in its place."""
+
+    token: str
+    logprob: float
+    top: tuple[Alternative, ...] = ()
+
+
+@dataclass(frozen=True, slots=True, kw_only=True, config=_WIRE)
 class TextDelta:
+    """The next piece of the text; with `logprobs` asked for, those of the tokens since the last piece."""
+
     kind: Literal["delta"] = "delta"
     text: str
+    logprobs: tuple[TokenLogprob, ...] = ()
 
 
 @dataclass(frozen=True, slots=True, kw_only=True, config=_WIRE)
@@ -183,6 +268,8 @@ class AudioChunk:
 
 @dataclass(frozen=True, slots=True, kw_only=True, config=_WIRE)
 class TextResult:
+    """`tool_calls` were taken out of `text`; `logprobs` is None unless asked for."""
+
     kind: Literal["text"] = "text"
     model: str
     seed: int
@@ -190,15 +277,20 @@ class TextResult:
     finish_reason: FinishReason
     prompt_tokens: int
     completion_tokens: int
+    logprobs: tuple[TokenLogprob, ...] | None = None
+    tool_calls: tuple[ToolCall, ...] = ()
 
 
 @dataclass(frozen=True, slots=True, kw_only=True, config=_WIRE)
 class ImageResult:
+    """`flagged`: the safety checker withheld the picture, which is black; None where none looked."""
+
     kind: Literal["image"] = "image"
     model: str
     seed: int
     data: bytes
     media_type: str
+    flagged: bool | None = None
     pixel_steps: int = 0
     """Width times height times the steps taken."""
 

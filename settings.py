@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import difflib
 import os
+import tomllib
 from functools import cache
 from pathlib import Path
 from typing import Annotated, Literal
@@ -54,16 +55,20 @@ class Settings(BaseSettings):
     """Where the image runner is served on its own."""
     speech_runner_url: str | None = None
     """Where the speech runner is served on its own."""
-    runners: Annotated[str, Field(pattern=r"^((text|image|speech)(,(text|image|speech))*)?$")] = ""
-    """Which runners this machine has, as in `text,image`; empty for those that have no address above."""
     queue_size: Annotated[int, Field(ge=1, le=10_000)] = 64
-    """How many jobs may wait in each runner; one more is refused at once."""
+    """How many jobs may wait in each runner; one more is refused at once. A gateway sends it 80 at most."""
     timeout_s: Annotated[float, Field(gt=0, le=86_400)] = 300
     """Seconds a request may take from arrival to its last byte."""
     max_body_bytes: Annotated[int, Field(ge=1024)] = 1 << 20
     """The largest request body where only words go in."""
     max_media_body_bytes: Annotated[int, Field(ge=1024)] = 12 << 20
     """The largest request body where pictures or voices go in."""
+    safety_checker: bool = True
+    """Let a picture checkpoint's safety checker, where it brings one, withhold pictures."""
+    watermark: bool = True
+    """Put an invisible mark into pictures, which says that they were made here."""
+    picture_metadata: bool = True
+    """Write the parameters that a picture was made with into its metadata."""
     drain_s: Annotated[float, Field(ge=0, le=3600)] = 20
     """Seconds that requests in flight get to end when the service stops."""
     state_dir: str = "var"
@@ -74,6 +79,10 @@ class Settings(BaseSettings):
     """What keys are hashed with, one for all gateways; left out, the file `secret` in the state folder."""
     keyless: bool = False
     """Whether to listen on an address that others reach although there are no keys."""
+    results_max_bytes: Annotated[int, Field(ge=1 << 20)] = 256 << 20
+    """The most that is kept of the answers of jobs and idempotent requests; the oldest go first."""
+    results_max_age_s: Annotated[float, Field(gt=0)] = 86_400
+    """Seconds that such an answer is kept."""
     vanished_clients: Literal["cancel", "finish"] = "cancel"
     """What becomes of the work of a client that has gone."""
     access_log: bool = True
@@ -84,16 +93,6 @@ class Settings(BaseSettings):
     @property
     def store(self) -> str:
         return self.store_url or f"sqlite:///{Path(self.state_dir).absolute()}/triptych.db"
-
-    def runners_here(self) -> frozenset[str]:
-        """The modalities whose runners share this machine."""
-        away = {
-            "text": self.text_runner_url,
-            "image": self.image_runner_url,
-            "speech": self.speech_runner_url,
-        }
-        named = frozenset(each.strip() for each in self.runners.split(",") if each.strip())
-        return named or frozenset(each for each, url in away.items() if url is None)
 
     @classmethod
     def settings_customise_sources(
@@ -115,6 +114,8 @@ def settings() -> Settings:
     _refuse_unknown_variables()
     try:
         return Settings()
+    except (tomllib.TOMLDecodeError, UnicodeDecodeError) as error:
+        raise SettingsError(f"{_settings_file()} is not a TOML file: {error}.") from None
     except ValidationError as error:
         lines = [_explain(str(part["loc"][0]), part["type"], part["msg"]) for part in error.errors()]
         raise SettingsError("\n".join(lines)) from None
@@ -137,7 +138,11 @@ def _refuse_unknown_variables() -> None:
 def _explain(name: str, kind: str, message: str) -> str:
     if kind == "extra_forbidden":
         return f"There is no setting {name}.{_suggest(name, set(Settings.model_fields))}"
-    return f"The setting {name}: {message}."
+    return f"The setting {name} ({_variable(name)}): {message}."
+
+
+def _variable(name: str) -> str:
+    return name.upper() if name in ("host", "port") else PREFIX + name.upper()
 
 
 def _suggest(name: str, known: set[str]) -> str:

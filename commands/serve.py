@@ -4,10 +4,14 @@ from __future__ import annotations
 
 import ipaddress
 import os
-import sys
+import socket
 from pathlib import Path
+from typing import Annotated
+
+import typer
 
 from commands.keys import valid_keys
+from commands.supervisor import supervise
 from commands.terminal import CommandError, Exit, say
 from models.catalog import Modality, models_served
 from settings import FILE_VARIABLE, PREFIX, Settings, settings
@@ -15,7 +19,11 @@ from settings import FILE_VARIABLE, PREFIX, Settings, settings
 ROOT = Path(__file__).parents[1]
 
 
-def serve() -> None:
+def serve(
+    runner: Annotated[
+        Modality | None, typer.Argument(help="Serve this runner alone, for a gateway elsewhere.")
+    ] = None,
+) -> None:
     """Serve on HOST:PORT in the foreground until interrupted.
 
     What is served, and how, is in the settings: TRIPTYCH_... variables or triptych.toml.
@@ -24,19 +32,14 @@ def serve() -> None:
     _refuse_to_be_open(options)
     for modality in Modality:
         models_served(options.profile, modality)
+    _refuse_a_taken_port(options)
     url = f"http://{options.host}:{options.port}"
-    say(f"Triptych starts on {url} with the profile {options.profile}; /readyz says when it is up.")
+    what, target = "Triptych", "service:Triptych"
+    if runner is not None:
+        what, target = f"The {runner} runner", f"runners.{runner}:{runner.capitalize()}Runner"
+    say(f"{what} starts on {url} with the profile {options.profile}; /readyz says when it is up.")
     _name_files_by_their_whole_path(options)
-    # The supervisor takes this process's place, so that a signal reaches it first.
-    os.execv(  # noqa: S606 - a fixed program with checked arguments
-        sys.executable,
-        [
-            *(sys.executable, "-m", "bentoml", "serve", "service:Triptych", "--working-dir", str(ROOT)),
-            *("--host", options.host, "--port", str(options.port)),
-            # Longer than proxies and clients keep an idle connection, so that it is theirs to close.
-            *("--timeout-keep-alive", "75"),
-        ],
-    )
+    supervise(target, ROOT, options)
 
 
 def _refuse_to_be_open(options: Settings) -> None:
@@ -48,6 +51,21 @@ def _refuse_to_be_open(options: Settings) -> None:
         "Make one with `triptych keys create NAME`, or set TRIPTYCH_KEYLESS=true.",
         Exit.USAGE,
     )
+
+
+def _refuse_a_taken_port(options: Settings) -> None:
+    """Raises `CommandError`; the supervisor itself would say it in a traceback."""
+    family = socket.AF_INET6 if ":" in options.host else socket.AF_INET
+    with socket.socket(family) as probe:
+        probe.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+        try:
+            probe.bind((options.host, options.port))
+        except OSError as error:
+            raise CommandError(
+                f"{options.host}:{options.port} cannot be listened on: {error.strerror}. "
+                "HOST and PORT change it.",
+                Exit.USAGE,
+            ) from None
 
 
 def _is_loopback(host: str) -> bool:

@@ -95,6 +95,16 @@ class Guard:
         finally:
             visits.in_flight -= 1
 
+    @contextmanager
+    def stay(self, key: Key | None) -> Generator[None]:
+        """A job of a key that goes on after its request; it counts among those at once."""
+        visits = self._visits.setdefault(key.id if key else "", Visits())
+        visits.in_flight += 1
+        try:
+            yield
+        finally:
+            visits.in_flight -= 1
+
     async def _known(self) -> dict[str, Key]:
         async with self._reading:
             now = time.monotonic()

@@ -17,7 +17,8 @@ from pydantic.fields import FieldInfo
 from starlette.responses import Response
 from starlette.routing import compile_path
 
-from gateway.errors import ErrorResponse, HttpError
+from gateway.errands import Errands
+from gateway.errors import ErrorResponse, HttpError, error_for_status
 from gateway.explain import explain
 from gateway.options import GatewayOptions, ServedModel
 from gateway.runners import RunnerClient
@@ -76,17 +77,20 @@ class Doors:
     def __init__(self) -> None:
         self.runners: Mapping[str, RunnerClient] = {}
         self.all: list[Door] = []
+        self._roots: set[str] = set()
         self._paths: list[tuple[Pattern[str], Door]] = []
 
-    def open(self, runners: Mapping[str, RunnerClient]) -> None:
-        from gateway import openai  # late: the runners' processes import this module too
+    def open(self, runners: Mapping[str, RunnerClient], errands: Errands) -> None:
+        from gateway import ollama, openai  # late: the runners' processes import this module too
+        from gateway.jobs_door import job_doors
 
         self.runners = runners
-        self.all = [*openai.DOORS]
+        self.all = [*openai.DOORS, *ollama.DOORS, *job_doors(errands)]
+        self._roots = {door.path.split("/")[1] for door in self.all}
         self._paths = [(compile_path(door.path)[0], door) for door in self.all]
 
     def find(self, method: str, path: str) -> Found | None:
-        """None for no path of ours. Raises `HttpError` (405) for one that is here under other methods."""
+        """None for no path of ours. Raises `JobError`: 405 for another method's, 404 beside our doors."""
         allowed: list[str] = []
         for pattern, door in self._paths:
             match = pattern.match(path)
@@ -96,6 +100,8 @@ class Doors:
                 allowed.append(door.method)
         if allowed:
             raise WrongMethodError(allowed)
+        if path.split("/")[1] in self._roots:
+            raise error_for_status(404)
         return None
 
     def refusal(self, path: str, error: JobError) -> Response:

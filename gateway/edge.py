@@ -23,7 +23,15 @@ from gateway.errors import ErrorResponse, HttpError, error_for_status, log_bug, 
 from gateway.explain import explain
 from gateway.forms import file_fields, form_as_json
 from gateway.health import Readiness
-from gateway.limits import ClientGoneError, check_body_type, fresh_id, read_body, request_id
+from gateway.limits import (
+    ClientGoneError,
+    check_body_type,
+    fresh_id,
+    idempotency_key,
+    read_body,
+    request_id,
+    wants_async,
+)
 from gateway.office import Office
 from gateway.options import GatewayOptions
 from gateway.sending import Answer, StreamAbortedError, Work
@@ -135,6 +143,13 @@ class Edge:
         await self._run(visit, Work(app, scope, body, ticket, self._options), receive)
 
     async def _run(self, visit: Visit, work: Work, receive: Receive) -> None:
+        headers = Headers(scope=work.scope)
+        once = idempotency_key(headers)
+        if work.body and wants_async(headers):
+            await visit.answer.respond(await self._office.errands.start(work))
+            return
+        if work.body and once is not None:
+            work = await self._office.errands.once(once, work)
         await work.run(receive, visit.answer, self._office.later)
 
     async def _checked_body(

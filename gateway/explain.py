@@ -41,7 +41,12 @@ _WORDS: dict[str, tuple[str, str]] = {
     "list_type": ("wrong_type", "must be a list"),
     "model_type": ("wrong_type", "must be an object"),
     "model_attributes_type": ("wrong_type", "must be an object"),
+    "dict_type": ("wrong_type", "must be an object"),
+    "schema_too_long": ("out_of_bounds", "must have at most 16384 characters as JSON, and no NUL"),
+    "tool_name": ("bad_characters", "must be 1 to 64 of A-Z a-z 0-9 _ -"),
+    "format_parts": ("missing_field", "needs json_schema for its type json_schema, pattern for regex, only"),
     "exactly_one": ("missing_field", "Give exactly one of `prompt` and `messages`."),
+    "one_voice": ("conflicting_fields", "Give `voice` or `voice_file`, not both."),
     "base64": ("bad_characters", "must be base64"),
     "needs_init_image": ("missing_field", "`{name}` needs an `init_image`."),
 }
@@ -57,6 +62,8 @@ def explain(error: ValidationError, renamed: Mapping[str, str] | None = None) ->
     if first["type"] == "json_invalid" or (not first["loc"] and first["type"].startswith("model_")):
         return invalid(BAD_JSON, "invalid_json")
     code, words = _WORDS.get(first["type"], ("invalid_field", "is not valid"))
+    if first["type"] == "one_voice":
+        return invalid(words, code, "voice_file")
     if first["type"] == "exactly_one":
         return invalid(words, code, "prompt")
     if first["type"] == "needs_init_image":

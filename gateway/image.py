@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import asyncio
 import base64
 from collections.abc import AsyncGenerator, Sequence
 from contextlib import aclosing
@@ -10,9 +9,10 @@ from typing import Any
 
 from starlette.responses import JSONResponse, Response
 
-from gateway.answers import last_event, result_of, timing_headers, timings
+from gateway.answers import result_of, timing_headers, timings
 from gateway.runners import RunnerClient
-from gateway.schemas import MAX_SEED, ImageRequest, ImagesAnswer, OneImage, Timings
+from gateway.schemas import ImageRequest, ImagesAnswer, OneImage, Timings
+from gateway.several import all_done, merged, numbered
 from gateway.streams import EVENT_STREAM, ClosingStream, peek, rejoin, sse, sse_error
 from gateway.tickets import Ticket, seed_or_fresh
 from jobs import Done, Event, ImageJob, ImageResult, JobError, LoraChoice, Preview, Progress, Queued
@@ -21,10 +21,8 @@ from jobs import Done, Event, ImageJob, ImageResult, JobError, LoraChoice, Previ
 def image_jobs(request: ImageRequest, ticket: Ticket, timeout_s: float) -> list[ImageJob]:
     """A job a picture, so that each is the picture of its own seed; after the largest seed comes 0."""
     seed = seed_or_fresh(request.seed)
-    return [
-        _job(request, f"{ticket.job_id}-{i}" if i else ticket.job_id, (seed + i) % (MAX_SEED + 1), timeout_s)
-        for i in range(request.num_images)
-    ]
+    each = numbered(ticket.job_id, seed, request.num_images)
+    return [_job(request, id, its_seed, timeout_s) for id, its_seed in each]
 
 
 def _job(request: ImageRequest, id: str, seed: int, timeout_s: float) -> ImageJob:
@@ -68,53 +66,27 @@ async def answer_image(jobs: Sequence[ImageJob], runner: RunnerClient, ticket: T
     last = max(ends, key=lambda done: done.total_ms)
     headers |= timing_headers(last)
     results = [result_of(done, ImageResult) for done in ends]
+    headers |= _verdict(results)
     if len(results) == 1:
         return Response(results[0].data, headers=headers, media_type=results[0].media_type)
     answer = ImagesAnswer(
         id=ticket.request_id,
         model=results[0].model,
         media_type=results[0].media_type,
-        images=[OneImage(b64_json=_base64(result.data), seed=result.seed) for result in results],
+        images=[_one(result) for result in results],
         timings=Timings(**timings(last)),
     )
     return JSONResponse(answer.model_dump(), headers=headers)
 
 
-async def all_done(jobs: Sequence[ImageJob], runner: RunnerClient) -> list[Done]:
-    try:
-        async with asyncio.TaskGroup() as group:
-            tasks = [group.create_task(last_event(runner.run(job))) for job in jobs]
-    except ExceptionGroup as failed:
-        raise failed.exceptions[0] from None
-    return [task.result() for task in tasks]
+def _one(result: ImageResult) -> OneImage:
+    return OneImage(b64_json=_base64(result.data), seed=result.seed, flagged=result.flagged)
 
 
-async def merged(jobs: Sequence[ImageJob], runner: RunnerClient) -> AsyncGenerator[tuple[int, Event], None]:
-    """The events of all jobs as they come, each with its job's place. Raises the first failure."""
-    # One place: a reader who is slow holds the runner's events back, as with a single job.
-    arrived: asyncio.Queue[tuple[int, Event] | Exception] = asyncio.Queue(1)
-
-    async def forward(index: int, job: ImageJob) -> None:
-        try:
-            async with aclosing(runner.run(job)) as events:
-                async for event in events:
-                    await arrived.put((index, event))
-        except Exception as error:  # noqa: BLE001 - raised again, where it is awaited
-            await arrived.put(error)
-
-    tasks = [asyncio.create_task(forward(index, job)) for index, job in enumerate(jobs)]
-    try:
-        unfinished = len(tasks)
-        while unfinished:
-            item = await arrived.get()
-            if isinstance(item, Exception):
-                raise item
-            yield item
-            unfinished -= isinstance(item[1], Done)
-    finally:
-        for task in tasks:
-            task.cancel()
-        await asyncio.gather(*tasks, return_exceptions=True)
+def _verdict(results: Sequence[ImageResult]) -> dict[str, str]:
+    """Nothing where no safety checker looked; `flagged` when it withheld any of the pictures."""
+    verdicts = [result.flagged for result in results if result.flagged is not None]
+    return {"X-Safety-Checker": "flagged" if any(verdicts) else "passed"} if verdicts else {}
 
 
 async def _stream(
@@ -146,6 +118,7 @@ def _told(event: Event, ticket: Ticket) -> tuple[str, dict[str, Any]] | None:
             "id": ticket.request_id,
             "model": result.model,
             "seed": result.seed,
+            "flagged": result.flagged,
             "media_type": result.media_type,
             "b64": _base64(result.data),
             "timings": timings(event),

@@ -13,6 +13,7 @@ from gateway.errors import HttpError
 
 _REQUEST_ID = re.compile(r"[A-Za-z0-9._:-]{1,128}")
 _FORM_TYPE = re.compile(r"multipart/form-data\s*;\s*boundary=\"?[^\",;\s]{1,70}\"?\s*", re.IGNORECASE)
+_IDEMPOTENCY_KEY = re.compile(r"[!-~]{1,255}")
 _JSON_TYPE = re.compile(r"application/json(\s*;\s*charset=\"?utf-8\"?)?\s*", re.IGNORECASE)
 
 
@@ -36,6 +37,26 @@ def request_id(headers: Headers) -> str | None:
         message = "X-Request-Id must be 1 to 128 characters of A-Z a-z 0-9 . _ : - and sent once."
         raise HttpError(400, message, "bad_request_id")
     return sent[0]
+
+
+def idempotency_key(headers: Headers) -> str | None:
+    """Raises `HttpError` (400) for one that is not 1 to 255 printable characters, or beside a job."""
+    sent = headers.getlist("idempotency-key")
+    if not sent:
+        return None
+    if len(sent) > 1 or not _IDEMPOTENCY_KEY.fullmatch(sent[0]):
+        message = "Idempotency-Key must be 1 to 255 printable characters of ASCII and sent once."
+        raise HttpError(400, message, "bad_idempotency_key")
+    if wants_async(headers):
+        message = "A job needs no Idempotency-Key: one X-Request-Id is one job."
+        raise HttpError(400, message, "bad_idempotency_key")
+    return sent[0]
+
+
+def wants_async(headers: Headers) -> bool:
+    """Whether the caller would rather have a job than wait (RFC 7240)."""
+    sent = ",".join(headers.getlist("prefer")).split(",")
+    return any(each.partition(";")[0].strip().lower() == "respond-async" for each in sent)
 
 
 def check_body_type(headers: Headers, *, forms: bool = False) -> bool:

@@ -7,7 +7,9 @@ from pathlib import Path
 
 from gateway.auth import Guard
 from gateway.books import Books
+from gateway.errands import Errands
 from gateway.errors import log_bug
+from gateway.kept import Kept
 from gateway.keys import server_secret
 from gateway.ledger import Ledger
 from gateway.options import MODALITIES, GatewayOptions
@@ -21,6 +23,8 @@ class Office:
     guard: Guard
     books: Books
     ledger: Ledger
+    kept: Kept
+    errands: Errands
 
     def open(self, options: GatewayOptions) -> None:
         self._options = options
@@ -29,6 +33,8 @@ class Office:
         self.guard = Guard(self.store, self.secret)
         self.books = Books(self.store, {kind: options.default_model(kind) for kind in MODALITIES})
         self.ledger = Ledger(self.store)
+        self.kept = Kept(self.store, options.max_kept_bytes, options.max_kept_age_s)
+        self.errands = Errands(self.kept, self.guard, self.ledger, options)
 
     def secret(self) -> bytes:
         """What keys are hashed with. Raises `StoreError`."""
@@ -44,7 +50,13 @@ class Office:
         if not task.cancelled() and isinstance(error := task.exception(), Exception):
             log_bug(error)
 
+    async def begin(self) -> None:
+        """On the event loop, before the first request."""
+        if self.store.is_own:
+            await self.kept.lose()
+
     async def close(self) -> None:
+        await self.errands.close()
         for task in self._going_on:
             task.cancel()
         await asyncio.gather(*self._going_on, return_exceptions=True)

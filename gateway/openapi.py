@@ -16,8 +16,9 @@ from pydantic.json_schema import models_json_schema
 from gateway.doors import Door
 from gateway.errors import ErrorBody
 from gateway.forms import file_fields
-from gateway.schemas import ImagesAnswer, TextAnswer
+from gateway.schemas import ImagesAnswer
 from gateway.streams import EVENT_STREAM
+from gateway.text_schemas import TextAnswer
 
 _CONVERTER = re.compile(r":\w+}")
 _NAMED = re.compile(r"{(\w+)}")
@@ -28,6 +29,7 @@ _HEADERS: dict[str, tuple[str, str]] = {
     "X-Seed": ("integer", "The seed that gives this answer again."),
     "X-Queue-Ms": ("number", "Milliseconds from arrival to the first step."),
     "X-Total-Ms": ("number", "Milliseconds from arrival to the end."),
+    "X-Safety-Checker": ("string", "`passed`, or `flagged`: a picture was withheld and is black."),
     "X-Sample-Rate": ("integer", "Samples a second."),
     "Retry-After": ("integer", "Whole seconds to wait before the next try."),
 }
@@ -55,7 +57,7 @@ _ANSWERS: dict[str, tuple[str, dict[str, Any], tuple[str, ...]]] = {
     "image": (
         "The encoded picture; all of them as JSON when `num_images` is above 1; with `stream`, their events.",
         _IMAGE | _IMAGES | _EVENTS,
-        _TIMED,
+        (*_TIMED, "X-Safety-Checker"),
     ),
     "image_stream": ("Events: queued, progress, preview, result or error.", _EVENTS, ("X-Seed",)),
     "speech": ("The encoded sound.", _AUDIO, (*_TIMED, "X-Sample-Rate")),

@@ -56,6 +56,12 @@ class GatewayOptions:
     """The folder of what is kept on this machine."""
     access_log: bool = True
     """Whether each request is a line of JSON on stdout."""
+    drain_s: float = 20.0
+    """How long what is at work gets to end when the service stops."""
+    max_kept_bytes: int = 256 << 20
+    """Of all answers that are kept for jobs and Idempotency-Keys."""
+    max_kept_answer_bytes: int = 64 << 20
+    max_kept_age_s: float = 86_400.0
     cors_origins: tuple[str, ...] = ()
     """Web origins whose pages may ask from a browser."""
     vanished: Literal["cancel", "finish"] = "cancel"

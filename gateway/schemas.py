@@ -16,25 +16,20 @@ from pydantic import (
     BeforeValidator,
     ConfigDict,
     Field,
-    WithJsonSchema,
     model_validator,
 )
 from pydantic_core import PydanticCustomError
 
-from jobs import AudioFormat, FinishReason, ImageFormat, Scheduler, TimestepSpacing
+from jobs import AudioFormat, ImageFormat, Scheduler, TimestepSpacing
 
 NO_NUL = r"^[^\x00]*$"
 MAX_SEED = 2**32 - 1
 MAX_IMAGES = 8
 
 
-def _whole(value: Any) -> Any:
+def whole(value: Any) -> Any:
     """JSON has one kind of number: 5.0 is the integer 5."""
     return int(value) if isinstance(value, float) and value.is_integer() else value
-
-
-def _as_list(value: Any) -> Any:
-    return [value] if isinstance(value, str) else value
 
 
 def _base64(value: str | None) -> str | None:
@@ -45,15 +40,7 @@ def _base64(value: str | None) -> str | None:
     return value
 
 
-Whole = Annotated[int, BeforeValidator(_whole)]
-StopString = Annotated[str, Field(min_length=1, max_length=64, pattern=NO_NUL)]
-_STOP_STRING = {"type": "string", "minLength": 1, "maxLength": 64, "pattern": NO_NUL}
-_STOP_SCHEMA: dict[str, Any] = {
-    "anyOf": [_STOP_STRING, {"type": "array", "maxItems": 4, "items": _STOP_STRING}]
-}
-StopStrings = Annotated[
-    list[StopString], Field(max_length=4), BeforeValidator(_as_list), WithJsonSchema(_STOP_SCHEMA)
-]
+Whole = Annotated[int, BeforeValidator(whole)]
 Model = Annotated[
     str | None,
     Field(
@@ -64,7 +51,8 @@ Model = Annotated[
     ),
 ]
 # The union is inside: BentoML writes what is annotated within a union a second time into the JSON schema.
-Side = Annotated[int | None, Field(ge=64, le=2048, multiple_of=8), BeforeValidator(_whole)]
+Side = Annotated[int | None, Field(ge=64, le=2048, multiple_of=8), BeforeValidator(whole)]
+SampleRate = Annotated[Literal[8000, 16000, 22050, 24000, 44100, 48000] | None, BeforeValidator(whole)]
 EncodedFile = Annotated[str | None, AfterValidator(_base64)]
 """A file in base64, None without one; its bytes are bounded by the route's body."""
 Seed = Annotated[
@@ -75,74 +63,22 @@ Seed = Annotated[
         description="Same seed, same answer; left out, a fresh one, which the answer tells.",
         examples=[42],
     ),
-    BeforeValidator(_whole),
+    BeforeValidator(whole),
 ]
 
 
-class _Strict(BaseModel):
+class Strict(BaseModel):
     model_config = ConfigDict(extra="forbid", strict=True, allow_inf_nan=False)
 
 
-class ChatMessage(_Strict):
-    """One turn of a conversation."""
-
-    role: Literal["system", "user", "assistant"] = Field(description="Who says it.")
-    content: str = Field(max_length=32768, pattern=NO_NUL, description="What is said, in characters.")
-
-
-class LoraSpec(_Strict):
+class LoraSpec(Strict):
     """An adapter and how strongly it is mixed in."""
 
     name: str = Field(min_length=1, max_length=128, pattern=NO_NUL, description="Name of the LoRA.")
     weight: float = Field(1.0, ge=-2, le=2, description="Factor on the adapter's output; 0 is without it.")
 
 
-class TextRequest(_Strict, IODescriptor):
-    """A prompt to complete as it stands, or messages that go through the model's chat template."""
-
-    model_config = ConfigDict(
-        json_schema_extra={"oneOf": [{"required": ["prompt"]}, {"required": ["messages"]}]}
-    )
-
-    prompt: str | None = Field(
-        None,
-        min_length=1,
-        max_length=32768,
-        pattern=NO_NUL,
-        description="Text to continue, in characters. Give this or messages.",
-        examples=["Why do leaves turn red in autumn?"],
-    )
-    messages: list[ChatMessage] | None = Field(
-        None,
-        min_length=1,
-        max_length=64,
-        description="The conversation so far. Give this or prompt.",
-    )
-    model: Model = None
-    max_tokens: Whole = Field(128, ge=1, le=4096, description="Most tokens to write.", examples=[64])
-    temperature: float = Field(
-        0.7, ge=0, le=2, description="How freely tokens are chosen; 0 always takes the likeliest."
-    )
-    top_p: float = Field(
-        1.0, gt=0, le=1, description="Choose among the likeliest tokens with this share of the probability."
-    )
-    top_k: Whole = Field(0, ge=0, le=1000, description="Choose among this many likeliest tokens; 0 is off.")
-    stop: StopStrings | None = Field(
-        None,
-        description="Up to 4 strings of 1 to 64 characters that end the text; they are not part of it.",
-        examples=["\n"],
-    )
-    seed: Seed = None
-    stream: bool = Field(False, description="Answer with server-sent events, a piece of text each.")
-
-    @model_validator(mode="after")
-    def _one_source(self) -> TextRequest:
-        if (self.prompt is None) == (self.messages is None):
-            raise PydanticCustomError("exactly_one", "give exactly one of prompt and messages")
-        return self
-
-
-class ImageRequest(_Strict, IODescriptor):
+class ImageRequest(Strict, IODescriptor):
     """A picture to draw."""
 
     file_fields: ClassVar[frozenset[str]] = frozenset({"init_image", "mask_image"})
@@ -174,7 +110,7 @@ class ImageRequest(_Strict, IODescriptor):
     )
     mask_image: EncodedFile = Field(
         None,
-        description="What of init_image to draw anew: a picture in base64, white there.",
+        description="What of init_image to draw anew: a picture in base64, white or transparent there.",
     )
     strength: float | None = Field(
         None,
@@ -202,36 +138,55 @@ class ImageRequest(_Strict, IODescriptor):
         return self
 
 
-class SpeechRequest(_Strict, IODescriptor):
+class SpeechRequest(Strict, IODescriptor):
     """A text to say."""
+
+    model_config = ConfigDict(json_schema_extra={"not": {"required": ["voice", "voice_file"]}})
+    file_fields: ClassVar[frozenset[str]] = frozenset({"voice_file"})
 
     text: str = Field(
         min_length=1,
-        max_length=1000,
+        max_length=4096,
         pattern=NO_NUL,
-        description="What to say, in characters.",
+        description="What to say, in characters; it is said sentence by sentence.",
         examples=["Four, two, seven."],
     )
     model: Model = None
+    language: str | None = Field(
+        None,
+        min_length=2,
+        max_length=2,
+        pattern=NO_NUL,
+        description="ISO 639-1; left out, the voice's, and without a voice what the text looks like.",
+        examples=["en"],
+    )
     voice: str | None = Field(
         None,
         min_length=1,
         max_length=64,
         pattern=NO_NUL,
-        description="Name of the voice; left out, the model's default.",
+        description="Name of the voice, as GET /voices lists them; left out, the model's default.",
+    )
+    voice_file: EncodedFile = Field(
+        None,
+        description="A Bark preset of your own in place of `voice`: .npz or .safetensors in base64, 4 MiB.",
     )
     temperature: float = Field(0.6, ge=0, le=1.5, description="How freely the voice varies.")
     seed: Seed = None
     response_format: AudioFormat = Field(
         "wav", description="Encoding of the sound; pcm is 16 bit little endian, mono."
     )
+    sample_rate: SampleRate = Field(None, description="In Hz; left out, the model's own.")
     stream: bool = Field(False, description="Send the encoded sound piece by piece, as it is made.")
+    stream_format: Literal["audio", "sse"] = Field(
+        "audio", description="With `stream`: the sound itself, or server-sent events with it and progress."
+    )
 
-
-class Usage(BaseModel):
-    prompt_tokens: int
-    completion_tokens: int
-    total_tokens: int
+    @model_validator(mode="after")
+    def _one_voice(self) -> SpeechRequest:
+        if self.voice is not None and self.voice_file is not None:
+            raise PydanticCustomError("one_voice", "give a voice or a voice_file")
+        return self
 
 
 class Timings(BaseModel):
@@ -239,23 +194,12 @@ class Timings(BaseModel):
     total_ms: float = Field(description="Milliseconds from arrival to the end.")
 
 
-class TextAnswer(IODescriptor):
-    """A finished text."""
-
-    id: str = Field(description="The request's id, as in the header X-Request-Id.")
-    model: str
-    text: str
-    finish_reason: FinishReason = Field(
-        description="stop: the model ended or a stop string did; length: max_tokens."
-    )
-    seed: int = Field(description="The seed that gives this text again.")
-    usage: Usage
-    timings: Timings
-
-
 class OneImage(BaseModel):
     b64_json: str = Field(description="The encoded picture in base64.")
     seed: int = Field(description="The seed that gives this picture again, asked for alone.")
+    flagged: bool | None = Field(
+        None, description="The safety checker withheld it and it is black; null where no checker looked."
+    )
 
 
 class ImagesAnswer(BaseModel):

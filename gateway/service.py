@@ -30,9 +30,10 @@ from gateway.office import Office
 from gateway.openapi import openapi_document
 from gateway.options import GatewayOptions
 from gateway.runners import RunnerClient
-from gateway.schemas import ImageRequest, SpeechRequest, TextAnswer, TextRequest
-from gateway.speech import answer_speech, speech_job
-from gateway.text import answer_text, text_job
+from gateway.schemas import ImageRequest, SpeechRequest
+from gateway.speech import answer_speech, answer_speech_events, speech_job
+from gateway.text import answer_text, text_jobs
+from gateway.text_schemas import TextAnswer, TextRequest
 from gateway.tickets import current_ticket
 
 NO_ACCESS_LOG: Any = {"access": {"enabled": False}}
@@ -75,7 +76,11 @@ class Gateway:
         self._speech = RunnerClient("speech", self.speech_runner, options, books)
         self._clients = {client.name: client for client in (self._text, self._image, self._speech)}
         self.readiness.watch(self._clients, options.required)
-        self.doors.open(self._clients)
+        self.doors.open(self._clients, self.office.errands)
+
+    @bentoml.on_startup
+    async def begin(self) -> None:
+        await self.office.begin()
 
     @bentoml.on_shutdown
     async def close(self) -> None:
@@ -115,8 +120,8 @@ class Gateway:
 
     async def _answer_text(self, request: TextRequest) -> Response:
         ticket = current_ticket()
-        job = text_job(request, ticket, self.options.timeout_s)
-        return await or_error(answer_text(job, self._text, ticket))
+        jobs = text_jobs(request, ticket, self.options.timeout_s)
+        return await or_error(answer_text(jobs, self._text, ticket))
 
     async def _answer_image(self, request: ImageRequest) -> Response:
         ticket = current_ticket()
@@ -126,6 +131,8 @@ class Gateway:
     async def _answer_speech(self, request: SpeechRequest) -> Response:
         ticket = current_ticket()
         job = speech_job(request, ticket, self.options.timeout_s)
+        if request.stream and request.stream_format == "sse":
+            return await or_error(answer_speech_events(job, self._speech, ticket))
         return await or_error(answer_speech(job, self._speech))
 
 

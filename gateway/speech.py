@@ -2,18 +2,20 @@
 
 from __future__ import annotations
 
+import base64
 from collections.abc import AsyncGenerator
 from contextlib import aclosing
+from typing import Any
 
 from starlette.responses import Response
 
-from gateway.answers import last_event, result_of, timing_headers
+from gateway.answers import last_event, result_of, timing_headers, timings
 from gateway.runners import RunnerClient
 from gateway.schemas import SpeechRequest
 from gateway.sending import StreamAbortedError
-from gateway.streams import ClosingStream, rejoin
+from gateway.streams import EVENT_STREAM, ClosingStream, peek, rejoin, sse, sse_error
 from gateway.tickets import Ticket, seed_or_fresh
-from jobs import AudioChunk, Done, Event, JobError, SpeechJob, SpeechResult
+from jobs import AudioChunk, Done, Event, JobError, Progress, Queued, SpeechJob, SpeechResult
 
 
 def speech_job(request: SpeechRequest, ticket: Ticket, timeout_s: float) -> SpeechJob:
@@ -24,10 +26,54 @@ def speech_job(request: SpeechRequest, ticket: Ticket, timeout_s: float) -> Spee
         stream=request.stream,
         seed=seed_or_fresh(request.seed),
         text=request.text,
+        language=request.language,
         voice=request.voice,
+        voice_file=None if request.voice_file is None else base64.b64decode(request.voice_file),
         temperature=request.temperature,
         response_format=request.response_format,
+        sample_rate=request.sample_rate,
     )
+
+
+async def answer_speech_events(job: SpeechJob, runner: RunnerClient, ticket: Ticket) -> Response:
+    """Server-sent events: queued, progress, audio, result or error. Raises `JobError` before any is sent."""
+    events = runner.run(job)
+    content = _events(rejoin(await peek(events), events), ticket)
+    return ClosingStream(content, EVENT_STREAM, {"X-Seed": str(job.seed)})
+
+
+async def _events(events: AsyncGenerator[Event, None], ticket: Ticket) -> AsyncGenerator[bytes, None]:
+    try:
+        async with aclosing(events):
+            async for event in events:
+                if isinstance(event, Queued):
+                    yield sse({"position": event.position}, "queued")
+                elif isinstance(event, Progress):
+                    yield sse({"step": event.step, "total": event.total}, "progress")
+                elif isinstance(event, AudioChunk):
+                    yield sse(_piece(event), "audio")
+                elif isinstance(event, Done):
+                    yield sse(_told(event, ticket), "result")
+    except JobError as error:
+        yield sse_error(error)
+
+
+def _piece(chunk: AudioChunk) -> dict[str, Any]:
+    data = base64.b64encode(chunk.data).decode("ascii")
+    return {"media_type": chunk.media_type, "sample_rate": chunk.sample_rate, "b64": data}
+
+
+def _told(done: Done, ticket: Ticket) -> dict[str, Any]:
+    result = result_of(done, SpeechResult)
+    return {
+        "id": ticket.request_id,
+        "model": result.model,
+        "seed": result.seed,
+        "media_type": result.media_type,
+        "sample_rate": result.sample_rate,
+        "duration_s": round(result.duration_s, 3),
+        "timings": timings(done),
+    }
 
 
 async def answer_speech(job: SpeechJob, runner: RunnerClient) -> Response:

@@ -90,6 +90,11 @@ class Store:
         threads = 1 if self._url.get_backend_name() == "sqlite" else 8
         self._pool = ThreadPoolExecutor(threads, "store")
 
+    @property
+    def is_own(self) -> bool:
+        """Whether no other gateway shares it."""
+        return self._url.get_backend_name() == "sqlite"
+
     def begin(self) -> Any:
         """A transaction, on the calling thread: `with store.begin() as connection`. Raises `StoreError`."""
         return self._open().begin()

@@ -7,6 +7,7 @@ import sys
 from pathlib import Path
 
 import httpx
+import psutil
 
 from tests.e2e.process import START_S, Served, free_port, until
 
@@ -22,7 +23,9 @@ class Server(Served):
     ) -> None:
         self.name = name
         self._ready_path = ready_path
-        super().__init__(command, port, log, OMP_NUM_THREADS=str(CORES), **environment)
+        # Threads that wait give up their core, as ours do: a server's own HTTP needs it on a small machine.
+        threads = {"OMP_NUM_THREADS": str(CORES), "OMP_WAIT_POLICY": "PASSIVE"}
+        super().__init__(command, port, log, **threads, **environment)
 
     def wait_ready(self) -> float:
         def ready() -> bool:
@@ -33,6 +36,16 @@ class Server(Served):
                 return False
 
         return until(ready, START_S, f"{self.name} ready")
+
+    def stop(self) -> None:
+        """Ends all of it; a peer that does not end when asked is killed."""
+        processes = self.processes() if self._process.poll() is None else []
+        for process in processes[:1]:
+            process.terminate()
+        _, alive = psutil.wait_procs(processes, timeout=5)
+        for process in alive:
+            process.kill()
+        self._process.wait()
 
 
 def ours(log_folder: Path, catalog: Path) -> Server:

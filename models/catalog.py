@@ -25,9 +25,9 @@ class Modality(StrEnum):
     SPEECH = "speech"
 
 
-Source = Annotated[str, StringConstraints(pattern=r"^(embedded|folder|hub|store):\S+$")]
+Source = Annotated[str, StringConstraints(pattern=r"^(embedded|file|folder|hub|store):\S+$")]
 """`embedded:NAME` ships with the service, `folder:PATH` is on this machine, `hub:OWNER/NAME[@REVISION]`,
-`store:NAME[:VERSION]` is in BentoML's model store."""
+`store:NAME[:VERSION]` is in BentoML's model store, `file:PATH` one `.safetensors` file."""
 
 
 class Memory(BaseModel):
@@ -59,15 +59,34 @@ class Entry(BaseModel):
     """The file in `models/` that loads it, its modality first: `image.stable_diffusion`."""
     source: Source
     precision: Literal["auto", "float32", "bfloat16", "float16", "int8", "int4"] = "auto"
-    """`auto` is float32 on a CPU and bfloat16 on a GPU; int8 and int4 are by bitsandbytes."""
+    """`auto` is bfloat16 on a GPU, and for pictures on a CPU with AMX, else float32.
+
+    int8 and int4 are by bitsandbytes.
+    """
+    config: Source | None = None
+    """For a `file:` source: the checkpoint in the hub's layout whose configuration and tokenizer it has."""
+    offload: bool = False
+    """Keep the weights on the CPU and bring each layer's to the GPU when needed (slow; image families)."""
+    safety_checker: bool = True
+    """Let the checkpoint's safety checker, where it brings one, look at each picture (image families)."""
+    watermark: bool = True
+    """Put an invisible mark into pictures, which says that they were made here."""
+    metadata: bool = True
+    """Write the parameters that a picture was made with into its metadata."""
     max_rows: Annotated[int, Field(ge=1, le=256)] = 16
     """The most requests in flight on it at once."""
+    lora_memory_mib: Annotated[int, Field(ge=1)] = 1024
+    """Memory of the LoRAs that are ready to be mixed; beyond it the least recently used make room."""
     loras: Source | None = None
     """The folder that LoRA files are taken from; it is read again when a name is not known."""
     aliases: tuple[str, ...] = ()
     """Other names it answers to at the doors in other people's words (`tts-1`, `gpt-image-1`)."""
     voice_aliases: dict[str, str] = Field(default_factory=dict[str, str])
     """Other people's names of its voices (`alloy`), each to one of its own."""
+    language: Annotated[str, StringConstraints(pattern=r"^[a-z]{2}$")] = "en"
+    """Of a speech model's voices whose names do not tell it, as ISO 639-1."""
+    loudness_lufs: Annotated[float, Field(ge=-40, le=-5)] | None = None
+    """The loudness (ITU-R BS.1770) that speech is levelled to; left out, it stays as the model makes it."""
     licence: str
     """The licence's name, and its page where a hub asks for agreement."""
     memory: Memory | None = None
@@ -123,7 +142,7 @@ def read_catalog(path: Path = SHIPPED) -> Catalog:
         return Catalog.model_validate(yaml.safe_load(path.read_text(encoding="utf-8")))
     except OSError as error:
         raise CatalogError(f"The catalog {path} cannot be read: {error.strerror}.") from None
-    except yaml.YAMLError as error:
+    except (yaml.YAMLError, UnicodeDecodeError) as error:
         raise CatalogError(f"The catalog {path} is not YAML: {error}") from None
     except ValidationError as error:
         first = error.errors()[0]
@@ -134,7 +153,12 @@ def read_catalog(path: Path = SHIPPED) -> Catalog:
 def catalog_of(profile: str) -> tuple[Catalog, str]:
     """The catalog that the setting `profile` means, and the profile's name in it. Raises `CatalogError`."""
     if profile.endswith((".yaml", ".yml")):
-        return read_catalog(Path(profile)), "default"
+        own = read_catalog(Path(profile))
+        if "default" not in own.profiles:
+            raise CatalogError(
+                f"The catalog {profile} needs a profile named default. It has: {', '.join(own.profiles)}."
+            )
+        return own, "default"
     return read_catalog(), profile
 
 

@@ -94,5 +94,21 @@ class ModelSpec:
     """None, `int8` or `int4` (bitsandbytes)."""
     max_rows: int = 16
     """The most rows in flight: slots of a cache, pictures in one forward."""
+    offload: bool = False
+    """Whether its weights stay on the CPU, and each layer's go to the device for its part of a forward."""
+    config: Path | None = None
+    """For a single file: the folder in the hub's layout that its configuration and tokenizer come from."""
+    safety_checker: bool = True
+    """Whether the checkpoint's safety checker looks at each picture, where it brings one."""
+    watermark: bool = False
+    """Whether pictures carry the invisible mark."""
+    metadata: bool = True
+    """Whether pictures carry the parameters that they were made with."""
+    lora_memory_bytes: int = 1 << 30
+    """What the LoRAs that are ready to be mixed may take together."""
+    language: str = "en"
+    """ISO 639-1: of voices whose names do not tell it (speech)."""
+    loudness_lufs: float | None = None
+    """What speech is levelled to; None leaves it as the model makes it."""
     loras: Path | None = None
     """The only folder LoRA files are taken from."""

@@ -175,7 +175,7 @@ class Engine:
             self._release(ticket)
             return
         insort(self._waiting, ticket, key=lambda waiting: waiting.number)
-        ticket.stream.put(Queued(position=self._waiting.index(ticket)))
+        ticket.stream.put(self._queued(self._waiting.index(ticket)))
 
     def _admit(self) -> None:
         """Admits in order of arrival; one that must wait for memory blocks none behind it."""
@@ -190,7 +190,10 @@ class Engine:
                 self._go_on(ticket)
         if len(self._waiting) < before:
             for position, ticket in enumerate(self._waiting):
-                ticket.stream.put(Queued(position=position))
+                ticket.stream.put(self._queued(position))
+
+    def _queued(self, position: int) -> Queued:
+        return Queued(position=position, wait_s=round(self._pace.predict_s(position), 1))
 
     def _step(self, lane: Lane, tickets: list[Ticket]) -> None:
         started = time.monotonic()
@@ -199,6 +202,9 @@ class Engine:
         except OutOfMemoryError:
             self._lanes.limit(lane, len(tickets) // 2)
             self._split(lane, tickets, NO_MEMORY)
+            return
+        except JobError as error:  # one of the rows cannot go on, and its model says why
+            self._split(lane, tickets, Failed.of(error))
             return
         except Exception:
             log.exception("A step of lane %s with %d rows failed", lane, len(tickets))

@@ -11,6 +11,20 @@ from runners.placement import Placement
 from settings import Settings
 
 
+def chosen(entries: dict[str, Entry], options: Settings) -> dict[str, Entry]:
+    """The entries with what the settings turn off for all of them turned off."""
+    return {
+        name: entry.model_copy(
+            update={
+                "safety_checker": entry.safety_checker and options.safety_checker,
+                "watermark": entry.watermark and options.watermark,
+                "metadata": entry.metadata and options.picture_metadata,
+            }
+        )
+        for name, entry in entries.items()
+    }
+
+
 @bentoml.service(name="ImageRunner", **SERVICE)
 class ImageRunner(Runner):
     modality = Modality.IMAGE
@@ -18,7 +32,7 @@ class ImageRunner(Runner):
     def build(self, entries: dict[str, Entry], placement: Placement, options: Settings) -> Backend:
         from runners.stepping import step_engine
 
-        return step_engine(self.modality, entries, placement, options)
+        return step_engine(self.modality, chosen(entries, options), placement, options)
 
     def warm_up_job(self) -> Job:
         return ImageJob(

@@ -81,5 +81,9 @@ class Pace:
         """The engine is idle: the time until the next result says nothing."""
         self._last = None
 
+    def predict_s(self, jobs_before: int) -> float:
+        return jobs_before * self._interval_s
+
     def wait_s(self, jobs_before: int) -> float:
-        return min(max(1.0, jobs_before * self._interval_s), 60.0)
+        """For who is refused: when to come again."""
+        return min(max(1.0, self.predict_s(jobs_before)), 60.0)

@@ -1,4 +1,4 @@
-"""/v1/images/generations."""
+"""/v1/images/generations and /v1/images/edits."""
 
 from __future__ import annotations
 
@@ -7,23 +7,32 @@ import re
 import time
 from collections.abc import AsyncGenerator
 from contextlib import aclosing
-from typing import Any, Literal
+from typing import Any, ClassVar, Literal
 
 from openai.types import Image, ImagesResponse
 from pydantic import Field
+from pydantic_core import PydanticUndefined
 from starlette.responses import Response
 
 from gateway.answers import result_of
 from gateway.doors import Call, Door, Wire, like, native
 from gateway.errors import error_body
 from gateway.explain import invalid
-from gateway.image import all_done, image_jobs, merged
+from gateway.image import image_jobs
 from gateway.openai.wire import JsonAnswer
 from gateway.schemas import ImageRequest, LoraSpec, Seed, Whole
+from gateway.several import all_done, merged
 from gateway.streams import EVENT_STREAM, ClosingStream, peek, rejoin, sse
 from jobs import Done, Event, ImageFormat, ImageResult, JobError, Preview, Scheduler
 
 _SIZE = re.compile(r"([0-9]{1,5})x([0-9]{1,5})", re.ASCII)
+_NAMES = {
+    "num_images": "n",
+    "width": "size",
+    "height": "size",
+    "init_image": "image",
+    "mask_image": "mask",
+}
 STEPS = {"low": 10, "medium": 20, "standard": 20, "high": 40, "hd": 40}
 """What a picture's quality means to a diffusion model; `num_inference_steps` says it exactly."""
 Quality = Literal["auto", "low", "medium", "high", "standard", "hd"]
@@ -59,6 +68,16 @@ class GenerateRequest(Wire):
     loras: list[LoraSpec] | None = like(ImageRequest, "loras", default=None)
 
 
+class EditRequest(GenerateRequest):
+    """A picture to change, with `mask` only where that is transparent."""
+
+    file_fields: ClassVar[frozenset[str]] = frozenset({"image", "mask"})
+
+    image: str = like(ImageRequest, "init_image", annotation=str, default=PydanticUndefined)
+    mask: str | None = like(ImageRequest, "mask_image")
+    strength: float | None = like(ImageRequest, "strength")
+
+
 def native_image(request: GenerateRequest, call: Call) -> ImageRequest:
     """Raises `JobError`."""
     if request.response_format == "url":
@@ -76,7 +95,13 @@ def native_image(request: GenerateRequest, call: Call) -> ImageRequest:
         "response_format": request.output_format,
         "stream": bool(request.stream),
     }
-    return native(ImageRequest, fields, {"num_images": "n", "width": "size", "height": "size"})
+    if isinstance(request, EditRequest):
+        fields |= {
+            "init_image": request.image,
+            "mask_image": request.mask,
+            "strength": request.strength,
+        }
+    return native(ImageRequest, fields, _NAMES)
 
 
 async def generate(request: GenerateRequest, call: Call) -> Response:
@@ -112,7 +137,7 @@ async def _stream(
 
 
 def _event(kind: str, data: bytes, request: GenerateRequest, **more: int) -> bytes:
-    name = f"image_generation.{kind}"
+    name = f"image_{'edit' if isinstance(request, EditRequest) else 'generation'}.{kind}"
     told = {
         "type": name,
         "b64_json": _base64(data),
@@ -136,6 +161,15 @@ DOORS = (
         path="/v1/images/generations",
         summary="OpenAI: draws pictures.",
         request=GenerateRequest,
+        answer=generate,
+        answers=ImagesResponse,
+        media=("application/json", EVENT_STREAM),
+    ),
+    Door(
+        method="POST",
+        path="/v1/images/edits",
+        summary="OpenAI: changes a picture; JSON with base64, or multipart/form-data.",
+        request=EditRequest,
         answer=generate,
         answers=ImagesResponse,
         media=("application/json", EVENT_STREAM),

@@ -74,8 +74,8 @@ def _voice(request: SpeakRequest, call: Call) -> str | None:
 
 def _format(request: SpeakRequest) -> str:
     name = request.response_format or "mp3"
-    if name in ("aac", "opus"):
-        message = f"`response_format` {name} is not made here; there are mp3, flac, wav and pcm."
+    if name == "aac":
+        message = "`response_format` aac is not made here; there are mp3, opus, flac, wav and pcm."
         raise invalid(message, "unknown_choice", "response_format")
     return name
 
@@ -105,6 +105,6 @@ DOORS = (
         summary="OpenAI: says a text.",
         request=SpeakRequest,
         answer=speak,
-        media=("audio/mpeg", "audio/flac", "audio/wav", "audio/pcm", EVENT_STREAM),
+        media=("audio/mpeg", "audio/ogg", "audio/flac", "audio/wav", "audio/pcm", EVENT_STREAM),
     ),
 )

@@ -13,8 +13,8 @@ from numpy.typing import NDArray
 
 from models.image.lora import LoraBank, Selection
 from models.image.row import Row
-from models.image.samplers import Column
 from models.image.source import Kept, kept_of
+from models.image.table import Column
 from models.image.text_encoder import Embedding
 
 
@@ -49,14 +49,13 @@ class Batch:
 
 
 def bucket_of(rows: int, device: torch.device) -> int:
-    """How many forward rows a step of `rows` is padded to, never 1 (design.md, Sameness).
+    """How many forward rows a step of `rows` is padded to.
 
     On a GPU 2, 4, 8, 16, 32 ..., so that few shapes are compiled. A CPU compiles none and its time goes with
-    the rows, so it pads no further than 2.
+    the rows, so it pads nothing: a lone row's forward differs from a fuller one's in the last bits, which is
+    at most 1 of 255 in a picture (measured over 30 steps of each sampler; docs/decisions/0006).
     """
-    if device.type == "cpu":
-        return max(2, rows)
-    return max(2, 1 << (rows - 1).bit_length())
+    return rows if device.type == "cpu" else max(2, 1 << (rows - 1).bit_length())
 
 
 def build_batch(

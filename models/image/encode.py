@@ -31,9 +31,9 @@ _QUALITY = 92
 
 
 def encode_image(
-    pixels: NDArray[np.uint8], image_format: ImageFormat, parameters: Mapping[str, Any]
+    pixels: NDArray[np.uint8], image_format: ImageFormat, parameters: Mapping[str, Any] | None
 ) -> bytes:
-    """Encodes `pixels` [height, width, 3] with `parameters` as JSON in its metadata.
+    """Encodes `pixels` [height, width, 3] with `parameters`, if any, as JSON in its metadata.
 
     A PNG has them in a text chunk named `parameters`; JPEG and WebP in EXIF's UserComment. There a text too
     long for one segment is shortened, and a parameter `shortened` says so.
@@ -42,7 +42,8 @@ def encode_image(
     file = io.BytesIO()
     if image_format == "png":
         notes = PngInfo()
-        notes.add_text("parameters", json.dumps(parameters))
+        if parameters is not None:
+            notes.add_text("parameters", json.dumps(parameters))
         notes.add_text("Software", SOFTWARE)
         image.save(file, "PNG", pnginfo=notes, compress_level=_PNG_COMPRESSION)
     else:
@@ -81,12 +82,14 @@ def read_parameters(data: bytes) -> dict[str, Any]:
         return json.loads(comment.removeprefix(_ASCII))
 
 
-def _exif(parameters: Mapping[str, Any]) -> Image.Exif:
+def _exif(parameters: Mapping[str, Any] | None) -> Image.Exif:
+    exif = Image.Exif()
+    exif[_SOFTWARE_TAG] = SOFTWARE
+    if parameters is None:
+        return exif
     text = json.dumps(parameters)
     if len(text) > _MOST_EXIF_BYTES:
         short = {k: v[:_KEPT_OF_A_LONG_TEXT] if isinstance(v, str) else v for k, v in parameters.items()}
         text = json.dumps({**short, "shortened": True})
-    exif = Image.Exif()
-    exif[_SOFTWARE_TAG] = SOFTWARE
     exif.get_ifd(_EXIF_IFD)[_USER_COMMENT_TAG] = _ASCII + text.encode("ascii")
     return exif

@@ -19,7 +19,7 @@ from models.image.lora_files import Adapter, Factors, Layer, layer_shape
 
 MOST_LORAS_A_ROW = 4
 SLOTS = {16: 16, 64: 8, 128: 4}
-"""Slots by rank: a bank of 16s next to few 128s, of about the same memory. None below `MOST_LORAS_A_ROW`."""
+"""The most slots by rank: a bank of 16s next to few 128s, of about the same memory."""
 
 Chosen = Sequence[tuple[Adapter, float]]
 """The LoRAs of one row with their weights."""
@@ -50,13 +50,30 @@ class LoraBank:
     """The LoRAs in memory. `acquire` and `release` count who uses one; one thread's own."""
 
     def __init__(
-        self, parts: Mapping[str, torch.nn.Module], device: torch.device, dtype: torch.dtype
+        self,
+        parts: Mapping[str, torch.nn.Module],
+        device: torch.device,
+        dtype: torch.dtype,
+        budget_bytes: int,
     ) -> None:
+        """`budget_bytes`: the most memory of all slots together, should LoRAs touch every layer there is.
+
+        A row may name `MOST_LORAS_A_ROW` of one rank, so no rank has fewer slots, whatever the budget.
+        """
         self._modules = {name: dict(root.named_modules()) for name, root in parts.items()}
         self._hooked: set[Layer] = set()
         self._selection: Selection = {}
+        values = sum(_values_a_rank(module) for found in self._modules.values() for module in found.values())
+        share = budget_bytes // len(SLOTS)
         self._shelves = [
-            _Shelf(rank=rank, slots=slots, device=device, dtype=dtype) for rank, slots in SLOTS.items()
+            _Shelf(
+                rank=rank,
+                # One more than these is there, and stays zero.
+                slots=min(most, max(MOST_LORAS_A_ROW, share // (values * rank * dtype.itemsize) - 1)),
+                device=device,
+                dtype=dtype,
+            )
+            for rank, most in SLOTS.items()
         ]
 
     def acquire(self, adapters: Sequence[Adapter]) -> bool:
@@ -186,6 +203,14 @@ class _Shelf:
             for layer, stack in self._stacks.items()
             if layer[0] == part and stack.written & active
         ]
+
+
+def _values_a_rank(module: torch.nn.Module) -> int:
+    """What a LoRA of rank 1 holds for a layer; 0 for what no LoRA touches."""
+    if not isinstance(module, torch.nn.Linear | torch.nn.Conv2d):
+        return 0
+    inner, outer = layer_shape(module)
+    return inner.numel() + outer
 
 
 def _write(stack: Stack, slot: int, factors: Factors) -> None:

@@ -13,6 +13,7 @@ import torch
 from safetensors import SafetensorError, safe_open
 
 from jobs import ErrorKind, JobError
+from models.image.original_names import original_name
 
 HIGHEST_RANK = 128
 
@@ -25,11 +26,14 @@ _ROLE = re.compile(
     r"|\.lora_(?P<kohya>down|up))(?:\.default)?\.weight$"
 )
 _DOWN = {"A", "down"}
-_OLD_ATTENTION = {
-    "unet": {"to_out": "to_out.0"},
-    "text_encoder": {"to_q": "q_proj", "to_k": "k_proj", "to_v": "v_proj", "to_out": "out_proj"},
-}
+_TEXT = {"to_q": "q_proj", "to_k": "k_proj", "to_v": "v_proj", "to_out": "out_proj"}
+_OLD_ATTENTION = {"unet": {"to_out": "to_out.0"}, "text_encoder": _TEXT, "text_encoder_2": _TEXT}
 """What attention layers were called in diffusers' first LoRA layout, and are called in the modules."""
+_KOHYA = {
+    "unet": ("lora_unet_",),
+    "text_encoder": ("lora_te_", "lora_te1_"),
+    "text_encoder_2": ("lora_te2_",),
+}
 _METADATA = "lora_adapter_metadata"
 
 
@@ -73,6 +77,8 @@ class LoraReader:
                 if isinstance(module, torch.nn.Linear | torch.nn.Conv2d):
                     self._modules[part, path] = module
                     self._names.update(dict.fromkeys(_spellings(part, path), (part, path)))
+            if part == "unet":
+                self._names.update(_original_spellings(root))
 
     def read(self, name: str, path: str, key: Hashable) -> Adapter:
         """Raises `JobError` that names the LoRA when the file is broken or made for another model."""
@@ -149,11 +155,13 @@ def layer_shape(module: torch.nn.Module) -> tuple[torch.Size, int]:
 def _spellings(part: str, path: str) -> Iterator[str]:
     """What LoRA files call a layer: diffusers, peft, kohya, and diffusers' first layout."""
     roots = ("",) if part == "unet" else ("", "text_model.")
+    path = path.removeprefix("text_model.")
     for root in roots:
         yield f"{part}.{root}{path}"
-        yield f"base_model.model.{root}{path}"
-        yield f"{root}{path}"
-        for kohya in ("lora_unet_",) if part == "unet" else ("lora_te_", "lora_te1_"):
+        if part != "text_encoder_2":  # which of the two a name without its part means, nobody can say
+            yield f"base_model.model.{root}{path}"
+            yield f"{root}{path}"
+        for kohya in _KOHYA[part]:
             yield kohya + f"{root}{path}".replace(".", "_")
         for old, new in _OLD_ATTENTION[part].items():
             if path.endswith(f".{new}"):
@@ -161,6 +169,18 @@ def _spellings(part: str, path: str) -> Iterator[str]:
         if part == "unet" and ".to_" in path:
             attention, _, layer = path.rpartition(".to_")
             yield f"unet.{attention}.processor.to_{layer.removesuffix('.0')}"
+
+
+def _original_spellings(unet: Any) -> Iterator[tuple[str, Layer]]:
+    """kohya's names for SDXL, which keep the original ones of the blocks."""
+    modules = dict(unet.named_modules())
+    for path, module in modules.items():
+        if isinstance(module, torch.nn.Linear | torch.nn.Conv2d):
+            block = ".".join(path.split(".")[:2])
+            attends = f"{block}.attentions" in modules
+            name = original_name(path, unet.config.layers_per_block, attends)
+            if name is not None:
+                yield "lora_unet_" + name.replace(".", "_"), ("unet", path)
 
 
 def _stated_alphas(metadata: Mapping[str, str]) -> dict[str, Any]:

@@ -8,6 +8,7 @@ from typing import Any, Literal
 import torch
 
 from jobs import ErrorKind, JobError
+from models.image.safety import SafetyChecker
 from models.image.text_encoder import TextEncoder
 from models.image.vae import Vae
 
@@ -30,6 +31,7 @@ class Parts:
     dtype: torch.dtype
     zero_empty: bool = False
     compiled_unet: Any = None
+    safety: SafetyChecker | None = None
 
     @property
     def adaptable(self) -> dict[str, torch.nn.Module]:

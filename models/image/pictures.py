@@ -75,8 +75,17 @@ class Picture:
         return torch.from_numpy(pixels.copy()).float() / 127.5 - 1.0
 
     def mask(self, width: int, height: int) -> torch.Tensor:
-        """[1, height, width] float32 of 0 and 1: 1 where the picture is lighter than the middle grey."""
-        return torch.from_numpy(self._decoded("L", width, height)[None] >= _MASK_THRESHOLD).float()
+        """[1, height, width] float32 of 0 and 1: 1 where the picture is transparent, as in OpenAI's masks.
+
+        In one that is nowhere transparent, 1 where it is lighter than the middle grey.
+        """
+        if "A" not in self._image.getbands():
+            return torch.from_numpy(self._decoded("L", width, height)[None] >= _MASK_THRESHOLD).float()
+        pixels = self._decoded("RGBA", width, height)
+        chosen = pixels[..., 3] < _MASK_THRESHOLD
+        if not chosen.any():
+            chosen = np.asarray(Image.fromarray(pixels).convert("L")) >= _MASK_THRESHOLD
+        return torch.from_numpy(chosen[None]).float()
 
     def _decoded(self, mode: str, width: int, height: int) -> NDArray[np.uint8]:
         try:

@@ -10,8 +10,8 @@ from numpy.typing import NDArray
 
 from jobs import ImageJob
 from models.image.lora_files import Adapter
-from models.image.samplers import Table
 from models.image.source import Source
+from models.image.table import Table
 from models.image.text_encoder import Chunks, Embedding
 
 
@@ -22,7 +22,7 @@ class Row:
     `index` is the step that comes next: with `latents`, all that a picture which begins from another one
     starts differently; its `source` is None for one drawn from noise alone. `negative_prompt` is None for a
     row without guidance; `cond` and `uncond` are None until encoded, `pixels` [height, width, 3] until
-    decoded.
+    decoded; `flagged` is the safety checker's verdict, None where none looks.
     """
 
     job: ImageJob
@@ -40,6 +40,7 @@ class Row:
     cond: Embedding | None = None
     uncond: Embedding | None = None
     pixels: NDArray[np.uint8] | None = None
+    flagged: bool | None = None
 
     @property
     def prompts(self) -> tuple[Chunks, ...]:

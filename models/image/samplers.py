@@ -14,52 +14,14 @@ arXiv 2211.01095 algorithm 2; LCM arXiv 2310.04378 (9).
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass, replace
-from enum import IntEnum
 from functools import lru_cache
 from typing import Any
 
 import numpy as np
-from numpy.typing import NDArray
 
 from jobs import ErrorKind, JobError, Scheduler, TimestepSpacing
 from models.image.schedule import Floats, NoiseSchedule
-
-
-class Column(IntEnum):
-    """The columns of a table."""
-
-    TIMESTEP = 0
-    SCALE = 1
-    A = 2
-    B = 3
-    C = 4
-    D = 5
-    P = 6
-    Q = 7
-
-
-@dataclass(frozen=True, slots=True)
-class Table:
-    """One sampler at one step count.
-
-    `steps` is [N, 8] float32, a row a step (see `Column`), of which the first `begin` are left out by a row
-    that begins from a picture; `noise_scale` is the standard deviation of the noise a picture starts from.
-    `levels` [N + 1, 2] float32 is how much picture and how much noise there is before each step and after
-    the last.
-    """
-
-    steps: NDArray[np.float32]
-    levels: NDArray[np.float32]
-    noise_scale: float
-    begin: int = 0
-
-    @property
-    def uses_history(self) -> bool:
-        return bool(np.any(self.steps[:, Column.C] != 0.0))
-
-    def __len__(self) -> int:
-        return len(self.steps)
+from models.image.table import Table, begun, make_table
 
 
 class Samplers:
@@ -95,7 +57,7 @@ class Samplers:
             message = f"timestep_spacing {spacing} is for the schedulers {', '.join(able)}."
             raise JobError(ErrorKind.INVALID, message, param="timestep_spacing")
         table = self._tables(scheduler, num_inference_steps, spacing)
-        return _begun(table, begin) if begin else table
+        return begun(table, begin) if begin else table
 
     def _build(
         self, scheduler: Scheduler, num_inference_steps: int, spacing: TimestepSpacing | None
@@ -120,10 +82,10 @@ def _ddim(schedule: NoiseSchedule, count: int) -> Table:
     alpha_before, sigma_before = np.sqrt(bar_before), np.sqrt(1 - bar_before)
     p, q = schedule.predicted(alpha, sigma)
     keep = sigma_before / sigma
-    return _table(timesteps, 1.0, keep, alpha_before - keep * alpha, p, q, signal=alpha, level=sigma)
+    return make_table(timesteps, 1.0, keep, alpha_before - keep * alpha, p, q, signal=alpha, level=sigma)
 
 
-def _sigma_table(schedule: NoiseSchedule, timesteps: Floats, sigmas: Floats, *, ancestral: bool) -> Table:
+def _sigmamake_table(schedule: NoiseSchedule, timesteps: Floats, sigmas: Floats, *, ancestral: bool) -> Table:
     """Euler on x = x0 + sigma*noise; `sigmas` is one longer than `timesteps`, its end the last step's aim."""
     sigma, aim = sigmas[:-1], sigmas[1:]
     up = np.sqrt(aim**2 * (sigma**2 - aim**2) / sigma**2) if ancestral else np.zeros_like(aim)
@@ -134,7 +96,7 @@ def _sigma_table(schedule: NoiseSchedule, timesteps: Floats, sigmas: Floats, *, 
     largest = float(sigmas.max())
     noise_scale = largest if default in ("linspace", "trailing") else float(np.hypot(largest, 1))
     # `predicted` speaks of alpha*x, which is what the model is shown.
-    return _table(
+    return make_table(
         timesteps,
         alpha,
         keep,
@@ -159,13 +121,13 @@ def _euler(schedule: NoiseSchedule, count: int) -> Table:
             float(sigmas[-1]) if smallest is None else smallest,
             count,
         )
-    return _sigma_table(schedule, timesteps, np.append(sigmas, schedule.final_sigma()), ancestral=False)
+    return _sigmamake_table(schedule, timesteps, np.append(sigmas, schedule.final_sigma()), ancestral=False)
 
 
 def _euler_ancestral(schedule: NoiseSchedule, count: int) -> Table:
     timesteps = schedule.timesteps(count, "linspace")
     sigmas = schedule.sigmas_at(timesteps)
-    return _sigma_table(schedule, timesteps, np.append(sigmas, 0.0), ancestral=True)
+    return _sigmamake_table(schedule, timesteps, np.append(sigmas, 0.0), ancestral=True)
 
 
 def _dpmpp_2m_timesteps(schedule: NoiseSchedule, count: int) -> Floats:
@@ -206,7 +168,7 @@ def _dpmpp_2m(schedule: NoiseSchedule, count: int) -> Table:
         second[-1] = 0.0
     p, q = schedule.predicted(alpha, sigma * alpha)
     level = sigma * alpha
-    return _table(timesteps, 1.0, keep, weight + second, p, q, history=-second, signal=alpha, level=level)
+    return make_table(timesteps, 1.0, keep, weight + second, p, q, history=-second, signal=alpha, level=level)
 
 
 def _taught_steps(schedule: NoiseSchedule) -> int:
@@ -227,42 +189,7 @@ def _lcm(schedule: NoiseSchedule, count: int) -> Table:
     p, q = schedule.predicted(alpha, sigma)
     steps = now.astype(np.float64)
     keep, weight = alpha_next * skip, alpha_next * out
-    return _table(steps, 1.0, keep, weight, p, q, noise=noise, signal=alpha, level=sigma)
-
-
-def _table(
-    timesteps: Floats,
-    scale: Floats | float,
-    keep: Floats,
-    weight: Floats,
-    p: Floats,
-    q: Floats,
-    *,
-    signal: Floats,
-    level: Floats,
-    history: Floats | float = 0.0,
-    noise: Floats | float = 0.0,
-    noise_scale: float = 1.0,
-) -> Table:
-    """From x' = keep*x + weight*x0 + history*h + noise*z to columns: x0 is P*x + Q*model.
-
-    Before a step x is signal * picture + level * noise; after the last it is the picture.
-    """
-    columns = (timesteps, scale, keep + weight * p, weight * q, history, noise, p, q)
-    steps = np.stack([np.broadcast_to(column, timesteps.shape) for column in columns], axis=1)
-    levels = np.stack([np.append(signal, 1.0), np.append(level, 0.0)], axis=1)
-    return Table(steps.astype(np.float32), levels.astype(np.float32), noise_scale)
-
-
-def _begun(table: Table, begin: int) -> Table:
-    """The same steps from `begin` on: the first of them has no history, and so is of first order."""
-    steps = table.steps.copy()
-    second = -steps[begin, Column.C]
-    # weight + second is what x0 counts for, x0 = P*x + Q*model: what `second` added goes.
-    steps[begin, Column.A] -= second * steps[begin, Column.P]
-    steps[begin, Column.B] -= second * steps[begin, Column.Q]
-    steps[begin, Column.C] = 0.0
-    return replace(table, steps=steps, begin=begin)
+    return make_table(steps, 1.0, keep, weight, p, q, noise=noise, signal=alpha, level=sigma)
 
 
 _BUILDERS: dict[Scheduler, Callable[[NoiseSchedule, int], Table]] = {

@@ -15,7 +15,7 @@ import torch
 
 from jobs import ErrorKind, ImageJob, JobError
 from models.image.pictures import Picture
-from models.image.samplers import Table
+from models.image.table import Table
 from models.image.vae import Vae
 
 STRENGTH = 0.8

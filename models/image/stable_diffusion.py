@@ -8,9 +8,10 @@ from typing import Any
 import numpy as np
 import torch
 from numpy.typing import NDArray
+from transformers import CLIPTextModel
 
 from jobs import ErrorKind, Event, ImageJob, ImageResult, JobError, Preview, Progress
-from models.image.checkpoint import load_stable_diffusion
+from models.image.checkpoint import TextEncoders, load_parts
 from models.image.denoise import Batch, Stepped, bucket_of, build_batch, denoise, initial_noise
 from models.image.encode import MEDIA_TYPES, encode_image, parameters_of
 from models.image.lora import MOST_LORAS_A_ROW, LoraBank
@@ -24,8 +25,10 @@ from models.image.prompts import Prompts
 from models.image.row import Row
 from models.image.samplers import Samplers
 from models.image.source import encode_sources, source_of, steps_left_out
+from models.image.watermark import mark
 from models.protocol import Lane, ModelSpec
 
+TEXT_ENCODERS: TextEncoders = {"text_encoder": ("tokenizer", CLIPTextModel, "last")}
 PREVIEWS_A_PICTURE = 5
 _WARM_ON_CPU = 8
 
@@ -35,11 +38,12 @@ class StableDiffusion:
 
     def __init__(self, spec: ModelSpec, parts: Parts) -> None:
         self.name = spec.name
+        self._spec = spec
         self._parts = parts
         self._max_rows = spec.max_rows
         self._samplers = Samplers(parts.scheduler_config)
         self._loras = LoraFolder(spec.loras, LoraReader(parts.adaptable, parts.dtype))
-        self._bank = LoraBank(parts.adaptable, parts.device, parts.dtype)
+        self._bank = LoraBank(parts.adaptable, parts.device, parts.dtype, spec.lora_memory_bytes)
         self._prompts = Prompts(parts.text_encoders, self._bank, parts.device, zero_empty=parts.zero_empty)
         self._batch: Batch | None = None
         self._latent_to_rgb = fit_latent_to_rgb(parts.vae.decode, parts.latent_channels)
@@ -175,11 +179,14 @@ class StableDiffusion:
         return row.job.stream and step % every == 0 and step < total
 
     def _vae(self, rows: Sequence[Row]) -> Sequence[Sequence[Event]]:
-        pictures = self._parts.vae.decode(torch.stack([row.latents for row in rows]))
+        parts = self._parts
+        pictures = parts.vae.decode(torch.stack([row.latents for row in rows]))
         levels = ((pictures.float() / 2 + 0.5).clamp(0, 1) * 255).round().to(torch.uint8)
         pixels: NDArray[np.uint8] = levels.permute(0, 2, 3, 1).contiguous().cpu().numpy()
-        for row, picture in zip(rows, pixels, strict=True):
-            row.pixels = picture
+        flags = [None] * len(rows) if parts.safety is None else parts.safety.flags(list(pixels))
+        for row, picture, flagged in zip(rows, pixels, flags, strict=True):
+            row.flagged = flagged
+            row.pixels = np.zeros_like(picture) if flagged else picture
         return [()] * len(rows)
 
     # --- results --------------------------------------------------------------------------------------------
@@ -188,15 +195,15 @@ class StableDiffusion:
         job = row.job
         if row.pixels is None:
             raise JobError(ErrorKind.INTERNAL, "The picture is not decoded yet.")
-        parameters = parameters_of(job, self.name, row.width, row.height)
-        data = encode_image(row.pixels, job.response_format, parameters)
-        media_type = MEDIA_TYPES[job.response_format]
+        parameters = parameters_of(job, self.name, row.width, row.height) if self._spec.metadata else None
+        pixels = mark(row.pixels) if self._spec.watermark and not row.flagged else row.pixels
         return ImageResult(
             model=self.name,
             seed=job.seed,
-            data=data,
-            media_type=media_type,
-            pixel_steps=row.width * row.height * job.num_inference_steps,
+            data=encode_image(pixels, job.response_format, parameters),
+            media_type=MEDIA_TYPES[job.response_format],
+            pixel_steps=row.width * row.height * (len(row.table) - row.table.begin),
+            flagged=row.flagged,
         )
 
     @torch.inference_mode()
@@ -221,4 +228,7 @@ class StableDiffusion:
 
 def load(spec: ModelSpec) -> StableDiffusion:
     """Loads the checkpoint in `spec.folder`. Raises `ValueError` for a configuration that is not built."""
-    return StableDiffusion(spec, load_stable_diffusion(spec))
+    parts = load_parts(spec, TEXT_ENCODERS)
+    # StableDiffusionPipeline does so too: an offset of 0 is taken for an outdated config.
+    parts.scheduler_config["steps_offset"] = 1
+    return StableDiffusion(spec, parts)

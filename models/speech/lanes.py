@@ -27,6 +27,11 @@ Commit = Callable[[], None]
 """Enters what was computed into an utterance; cannot fail."""
 
 
+def batched(stage: Stage) -> bool:
+    """Whether the utterances at a stage share a forward."""
+    return stage in (Stage.SEMANTIC, Stage.COARSE)
+
+
 @dataclass(frozen=True, slots=True)
 class Bank:
     """The slots that share a forward, of both token-making stages."""
@@ -77,7 +82,7 @@ class Lanes:
 
     def budget(self, stage: Stage) -> int:
         """Rows that one step takes. What runs row by row has nothing to gain from company."""
-        return self.rows if stage in (Stage.SEMANTIC, Stage.COARSE) else 1
+        return self.rows if batched(stage) else 1
 
     @torch.inference_mode()
     def run(self, stage: Stage, bank: Bank, slots: Sequence[int], rows: Sequence[Utterance]) -> list[Commit]:

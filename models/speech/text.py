@@ -1,8 +1,10 @@
-"""Text on its way to Bark: spelled where the model needs it, cut to fit its prompt, tokenised."""
+"""Text on its way to Bark: cut into sentences, put into words, cut to fit a prompt, tokenised."""
 
 from __future__ import annotations
 
 import json
+from collections.abc import Iterator
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -11,12 +13,26 @@ from torch import Tensor
 
 from jobs import ErrorKind, JobError
 from models.speech.generation import SemanticRules
+from models.speech.reading import read_out
+from models.speech.sentences import split_sentences
+from models.speech.spelling import VOCABULARY_FILE, load_vocabulary, spell_unknown
 
-VOCABULARY_FILE = "vocabulary.json"
-MAX_PIECES = 16
+MAX_PIECES = 48
 """Pieces a text may be cut into: with the length of one, what bounds a job's sound."""
+CLAUSE_PAUSE_S = 0.1
+"""Silence where a sentence that is too long is cut at a mark; between words it is none."""
 _BREAKS = (".!?…。！？", ";:,—，、；：")
-"""Where to cut, the best places first."""
+"""Where to cut a sentence that is too long, the best places first."""
+
+
+@dataclass(frozen=True, slots=True, eq=False)
+class Prompt:
+    """A piece of text that is spoken in one go."""
+
+    tokens: Tensor
+    """Text tokens, padded, [max_text]."""
+    pause_s: float
+    """Silence after it, where another one follows."""
 
 
 class Prompts:
@@ -26,52 +42,53 @@ class Prompts:
         """Raises ValueError if the folder's vocabulary file cannot be read."""
         self._tokenizer = tokenizer
         self._rules = rules
-        self._vocabulary: frozenset[str] | None = None
+        # Only a model of few words, such as the embedded one, brings this file.
+        self._vocabulary = load_vocabulary(folder)
         self._max_words: int | None = None
-        if (folder / VOCABULARY_FILE).exists():
-            # Only a model of few words, such as the embedded one, brings this file.
-            from models.speech.spelling import load_vocabulary
-
-            self._vocabulary = load_vocabulary(folder)
+        if self._vocabulary is not None:
             self._max_words = json.loads((folder / VOCABULARY_FILE).read_text("utf-8")).get("max_words")
 
-    def make(self, text: str) -> list[Tensor]:
-        """The prompts of a text, one a piece that is spoken in one go: each [max_text], padded.
-
-        A text that fits stays whole. A longer one is cut at the ends of sentences, at other marks where a
-        sentence is too long, and else between words.
+    def make(self, text: str, language: str = "en") -> list[Prompt]:
+        """The prompts of a text: one a sentence, more where a sentence is too long for one.
 
         Raises:
             JobError: there is nothing to say, or too much.
         """
-        if self._vocabulary is not None:
-            from models.speech.spelling import spell_unknown
-
-            text = spell_unknown(text, self._vocabulary)
-        words = text.split()
-        prompts = [self._tokenise(piece) for piece in self._cut(words)]
-        if not prompts:
+        pieces: list[tuple[str, float]] = []
+        for sentence in split_sentences(text, language):
+            for piece in self._cut(self._in_words(sentence.text, language).split(), sentence.pause_s):
+                pieces.append(piece)
+                if len(pieces) > MAX_PIECES:
+                    raise self._too_long()
+        if not pieces:
             message = "There is nothing in the text that can be spoken."
             raise JobError(ErrorKind.INVALID, message, param="text")
-        return prompts
+        return [Prompt(self._tokenise(piece), pause_s) for piece, pause_s in pieces]
 
-    def _cut(self, words: list[str]) -> list[str]:
+    def _in_words(self, sentence: str, language: str) -> str:
+        if self._vocabulary is not None:
+            return spell_unknown(sentence, self._vocabulary)
+        return read_out(sentence, language)
+
+    def _too_long(self) -> JobError:
+        words_too = f" and {self._max_words} words" if self._max_words else ""
+        bound = f"{MAX_PIECES} pieces of {self._rules.max_text} tokens{words_too}"
+        message = f"The text is too long: at most {bound} can be spoken in one request."
+        return JobError(ErrorKind.INVALID, message, param="text", code="text_too_long")
+
+    def _cut(self, words: list[str], pause_s: float) -> Iterator[tuple[str, float]]:
+        """A sentence's pieces, each with the pause after it: cut at marks, and else between words."""
         sizes = [len(ids) for ids in self._ids(words)] if words else []
-        pieces: list[str] = []
         begin = 0
         while begin < len(words):
             end = self._fitting(sizes, begin)
+            pause = pause_s
             if end < len(words):
-                end = _best_break(words, begin, end)
+                end, at_mark = _best_break(words, begin, end)
+                pause = CLAUSE_PAUSE_S if at_mark else 0.0
             if any(sizes[begin:end]):
-                pieces.append(" ".join(words[begin:end]))
+                yield " ".join(words[begin:end]), pause
             begin = end
-            if len(pieces) > MAX_PIECES:
-                words_too = f" and {self._max_words} words" if self._max_words else ""
-                bound = f"{MAX_PIECES} pieces of {self._rules.max_text} tokens{words_too}"
-                message = f"The text is too long: at most {bound} can be spoken in one request."
-                raise JobError(ErrorKind.INVALID, message, param="text", code="text_too_long")
-        return pieces
 
     def _fitting(self, sizes: list[int], begin: int) -> int:
         """The end of the longest run of words from `begin` that fits one prompt."""
@@ -101,9 +118,10 @@ class Prompts:
         return prompt
 
 
-def _best_break(words: list[str], begin: int, end: int) -> int:
+def _best_break(words: list[str], begin: int, end: int) -> tuple[int, bool]:
+    """Where to cut between `begin` and `end`, and whether a mark is there."""
     for marks in _BREAKS:
         for place in range(end, begin, -1):
             if words[place - 1][-1] in marks:
-                return place
-    return end
+                return place, True
+    return end, False

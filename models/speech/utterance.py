@@ -16,6 +16,8 @@ from models.speech.stages import FinePass, Turn
 from models.speech.voices import Voice
 from models.speech.windows import FineWindow, coarse_count, coarse_history, coarse_prompt, fine_windows
 
+MIN_CARRIED = 2
+"""Semantic tokens that a voice needs."""
 EMPTY_S = 0.1
 """Silence in place of an utterance that the model ends before it begins: not every format can be empty."""
 
@@ -45,6 +47,8 @@ class Utterance:
     seed: int
     number: int
     """Its place in the job: each utterance draws its own random numbers."""
+    pause_s: float = 0.0
+    """Silence after it, where another one follows."""
     stage: Stage = Stage.SEMANTIC_PREFILL
     semantic: list[int] = field(default_factory=list[int])
     coarse: list[int] = field(default_factory=list[int])
@@ -198,6 +202,14 @@ class Utterance:
     def _end(self, sound: NDArray[np.float32]) -> None:
         self.sound = sound
         self.stage = Stage.DONE
+
+    def carried_voice(self) -> Voice | None:
+        """The voice it was said in, for those after it: without a preset each would else have another one."""
+        if self.voice is not None or self.codes is None or len(self.semantic) < MIN_CARRIED:
+            return self.voice
+        codes = self.codec_codes()
+        coarse = codes[: self.rules.coarse.codebooks]
+        return Voice("carried on", torch.tensor(self.semantic), coarse.clone(), codes.clone())
 
     # --- progress -------------------------------------------------------------------------------------------
 

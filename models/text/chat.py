@@ -2,12 +2,33 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+import json
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
 from typing import Any
 
 import jinja2
 
-from jobs import ErrorKind, JobError, TextJob
+from jobs import Constraint, ErrorKind, JobError, Message, TextJob
+from models.text.detokenize import Decode
+from models.text.tools import CallFinder, ToolFormat, call_grammar, described, tool_format
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Prompt:
+    """What a job comes to, for one model."""
+
+    ids: list[int]
+    max_tokens: int
+    constraint: Constraint | None
+    tools: ToolFormat | None
+    """How tool calls look in the text, when there may be any."""
+
+    special_shown: bool
+    """Special tokens are part of the text, because they mark tool calls."""
+
+    def calls(self) -> CallFinder | None:
+        return None if self.tools is None else CallFinder(self.tools)
 
 
 class Prompter:
@@ -27,49 +48,134 @@ class Prompter:
         self._backend.no_truncation()
         self._backend.no_padding()
 
-    def tokens(self, job: TextJob) -> list[int]:
-        """The prompt's token ids. Raises `JobError` for a prompt this model cannot take."""
+    def prompt(self, job: TextJob) -> Prompt:
+        """Raises `JobError` for a job that this model cannot take."""
+        form = self._tool_format(job)
         if job.messages is not None:
-            ids = self._ids(self._templated(job), special=False)
+            ids = self._ids(self._templated(job, tools=form is not None), special=False)
         elif job.prompt is not None:
             ids = self._ids(job.prompt, special=True)
         else:
             raise _invalid("Give a prompt or messages.", param="prompt")
         if not ids:
             raise _invalid("The prompt is empty.", param="messages" if job.messages is not None else "prompt")
-        self._check_length(len(ids), job.max_tokens)
-        return ids
+        return Prompt(
+            ids=ids,
+            max_tokens=self._max_tokens(len(ids), job.max_tokens),
+            constraint=self._constraint(job, form),
+            tools=form,
+            special_shown=form is not None and form.begin in self._special(),
+        )
 
-    def decode(self, ids: Sequence[int]) -> str:
-        """Token ids to text, special tokens left out and spaces as they are."""
-        return str(self._backend.decode(ids, skip_special_tokens=True))
+    def decoder(self, prompt: Prompt) -> Decode:
+        """Token ids to text, spaces as they are, special tokens left out unless they mark tool calls."""
+
+        def decode(ids: Sequence[int]) -> str:
+            return str(self._backend.decode(ids, skip_special_tokens=not prompt.special_shown))
+
+        return decode
+
+    def token_text(self, token: int) -> str:
+        """One token as text, special ones too; bytes that are no whole character become U+FFFD."""
+        return str(self._backend.decode([token], skip_special_tokens=False))
 
     def _ids(self, text: str, *, special: bool) -> list[int]:
         return list(self._backend.encode(text, add_special_tokens=special).ids)
 
-    def _templated(self, job: TextJob) -> str:
+    def _special(self) -> dict[str, int]:
+        decoder = self._tokenizer.added_tokens_decoder
+        return {str(token.content): int(number) for number, token in decoder.items() if token.special}
+
+    # --- messages and tools ---------------------------------------------------------------------------------
+
+    def _templated(self, job: TextJob, *, tools: bool) -> str:
         if not self._tokenizer.chat_template:
             message = f"{self._model} has no chat template, so it takes a prompt, not messages."
             raise _invalid(message, param="messages", code="no_chat_template")
-        messages = [{"role": m.role, "content": m.content} for m in job.messages or ()]
         try:
-            text = self._tokenizer.apply_chat_template(messages, tokenize=False, add_generation_prompt=True)
-        except jinja2.TemplateError as error:
+            text = self._tokenizer.apply_chat_template(
+                [_as_template_reads(message) for message in job.messages or ()],
+                tools=[described(tool) for tool in job.tools] if tools else None,
+                tokenize=False,
+                add_generation_prompt=True,
+            )
+        except (jinja2.TemplateError, TypeError) as error:
             message = (
                 f"The chat template of {self._model} does not take these messages (their roles or order)."
             )
             raise _invalid(message, param="messages", code="chat_template_refused") from error
         return str(text)
 
-    def _check_length(self, prompt: int, max_tokens: int) -> None:
-        if max_tokens < 1:
+    def _tool_format(self, job: TextJob) -> ToolFormat | None:
+        if not job.tools or job.tool_choice == "none":
+            return None
+        if job.messages is None:
+            raise _invalid("Tools go with messages, not with a prompt.", param="tools")
+        template = self._tokenizer.chat_template or ""
+        form = tool_format(template if isinstance(template, str) else json.dumps(template))
+        if form is None:
+            message = f"The chat template of {self._model} has no place for tools."
+            raise _invalid(message, param="tools", code="no_tools")
+        return form
+
+    def _constraint(self, job: TextJob, form: ToolFormat | None) -> Constraint | None:
+        if form is None or job.tool_choice != "required":
+            return job.constraint
+        if job.constraint is not None:
+            message = "A text that must be a tool call cannot have a response_format too."
+            raise _invalid(message, param="response_format")
+        return Constraint(kind="grammar", value=call_grammar(form, job.tools, self._special()))
+
+    # --- the context ----------------------------------------------------------------------------------------
+
+    def _max_tokens(self, prompt: int, wanted: int | None) -> int:
+        if wanted is not None and wanted < 1:
             raise _invalid("max_tokens must be at least 1.", param="max_tokens")
-        if prompt + max_tokens > self.context:
+        left = self.context - prompt
+        if left < (wanted or 1):
+            asked = "the answer needs at least 1" if wanted is None else f"max_tokens is {wanted}"
             message = (
-                f"The prompt has {prompt} tokens and max_tokens is {max_tokens}: "
-                f"together {prompt + max_tokens}, but {self._model} holds {self.context}."
+                f"The prompt has {prompt} tokens and {asked}: "
+                f"together {prompt + (wanted or 1)}, but {self._model} holds {self.context}."
             )
             raise _invalid(message, param="max_tokens", code="context_length_exceeded")
+        return wanted or left
+
+
+def end_tokens(generation: Mapping[str, Any], tokenizer: Any) -> frozenset[int]:
+    """The tokens that end a text: the checkpoint's generation settings name them, or else its tokenizer."""
+    ids = generation.get("eos_token_id")
+    if ids is None:
+        ids = tokenizer.eos_token_id
+    if ids is None:
+        return frozenset()
+    return frozenset([ids] if isinstance(ids, int) else ids)
+
+
+def _as_template_reads(message: Message) -> dict[str, Any]:
+    """Only what is there: templates ask whether a field exists. Arguments go in as an object."""
+    said: dict[str, Any] = {"role": message.role, "content": message.content}
+    if message.tool_calls:
+        said["tool_calls"] = [
+            {
+                "id": call.id,
+                "type": "function",
+                "function": {"name": call.name, "arguments": _arguments(call.arguments)},
+            }
+            for call in message.tool_calls
+        ]
+    for name in ("tool_call_id", "name"):
+        if getattr(message, name) is not None:
+            said[name] = getattr(message, name)
+    return said
+
+
+def _arguments(text: str) -> Any:
+    try:
+        return json.loads(text)
+    except ValueError:
+        message = "The arguments of a tool call must be JSON."
+        raise _invalid(message, param="messages", code="bad_arguments") from None
 
 
 def _invalid(message: str, *, param: str, code: str | None = None) -> JobError:

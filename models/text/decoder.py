@@ -13,12 +13,11 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from jobs import ErrorKind, Event, JobError, Result, TextDelta, TextJob, TextResult
+from jobs import ErrorKind, Event, JobError, Result, TextJob
 from models.protocol import Lane, ModelSpec, OutOfMemoryError
 from models.text.chat import Prompter
-from models.text.detokenize import Detokenizer, StopFinder
-from models.text.row import Row
-from models.text.sampling import Sampling, choose
+from models.text.constraint import Grammars
+from models.text.row import Chosen, Row, choose_next, make_row, take, text_result
 from models.text.slots import SlotCache, slot_mask
 from models.text.weights import Checkpoint, load_checkpoint
 
@@ -36,7 +35,8 @@ class Decoder:
         self.name = spec.name
         self.context = checkpoint.context
         self._checkpoint = checkpoint
-        self._prompter = Prompter(checkpoint.tokenizer, model=spec.name, context=checkpoint.context)
+        self.prompter = Prompter(checkpoint.tokenizer, model=spec.name, context=checkpoint.context)
+        self._grammars = Grammars(checkpoint.tokenizer, checkpoint.end_tokens, checkpoint.vocabulary)
         self._device = torch.device(spec.device)
         self._slots = spec.max_rows
         self._free = list(range(spec.max_rows))
@@ -49,31 +49,24 @@ class Decoder:
     # --- the verbs, in a row's order ------------------------------------------------------------------------
 
     def prepare(self, job: TextJob) -> Row:
-        prompt = self._prompter.tokens(job)
-        return Row(
-            job=job,
-            prompt=prompt,
-            sampling=Sampling(seed=job.seed, temperature=job.temperature, top_p=job.top_p, top_k=job.top_k),
-            text=Detokenizer(self._prompter.decode, prompt),
-            stops=StopFinder(job.stop),
-        )
+        return make_row(job, self.prompter.prompt(job), self.prompter, self._grammars)
 
     def reserve(self, row: Row) -> bool:
         """A free slot, with memory for the whole row. Raises `JobError` when even all of it is too little."""
         if not self._free:
             return False
         try:
-            self._cache.ensure(len(row.prompt) + row.job.max_tokens)
+            self._cache.ensure(len(row.prompt) + row.max_tokens)
         except torch.OutOfMemoryError as error:
             if len(self._free) < self._slots:
                 return False
-            message = f"{self.name} has no memory for {len(row.prompt)} + {row.job.max_tokens} tokens."
+            message = f"{self.name} has no memory for {len(row.prompt)} + {row.max_tokens} tokens."
             raise JobError(ErrorKind.INVALID, message, param="max_tokens", code="out_of_memory") from error
         row.slot = self._free.pop()
         return True
 
     def lane(self, row: Row) -> Lane | None:
-        if row.finish_reason is not None:
+        if row.ended:
             return None
         return self._prefill_lane if row.to_prefill > 0 else self._decode_lane
 
@@ -95,17 +88,10 @@ class Decoder:
                 tokens = self._decode(rows)
         except torch.OutOfMemoryError as error:
             raise OutOfMemoryError(f"a {lane.stage} step of {len(rows)} rows does not fit") from error
-        return [self._advance(row, token) for row, token in zip(rows, tokens, strict=True)]
+        return [self._take(row, token) for row, token in zip(rows, tokens, strict=True)]
 
     def finish(self, row: Row) -> Result:
-        return TextResult(
-            model=self.name,
-            seed=row.job.seed,
-            text="".join(row.shown),
-            finish_reason=row.finish_reason or "length",
-            prompt_tokens=len(row.prompt),
-            completion_tokens=len(row.tokens),
-        )
+        return text_result(self.name, row)
 
     def release(self, row: Row) -> None:
         if row.slot is None:
@@ -163,7 +149,7 @@ class Decoder:
 
     # --- decode ---------------------------------------------------------------------------------------------
 
-    def _decode(self, rows: Sequence[Row]) -> list[int]:
+    def _decode(self, rows: Sequence[Row]) -> list[Chosen]:
         """The next token of each row; changes nothing but keys and values, which a repeat writes again."""
         logits = self._forward_decode(rows, max(row.written for row in rows) + 1)
         logits = logits[[self._slot(row) for row in rows]]
@@ -172,7 +158,11 @@ class Decoder:
             for row, good in zip(rows, finite, strict=True):
                 row.tainted = row.tainted or not good
             raise ArithmeticError(f"{self.name}: logits that are not finite")
-        return choose(logits, [row.sampling for row in rows], [len(row.tokens) for row in rows])
+        return choose_next(logits, rows, self.prompter.token_text)
+
+    def _take(self, row: Row, chosen: Chosen) -> Sequence[Event]:
+        row.written += 1
+        return take(row, chosen, self._checkpoint.end_tokens)
 
     def _forward_decode(self, rows: Sequence[Row], longest: int) -> Tensor:
         """One token of every slot -> logits [slots, vocabulary]; slots of no row run on padding."""
@@ -193,26 +183,6 @@ class Decoder:
             past_key_values=self._cache,
             use_cache=True,
         )[:, -1]
-
-    def _advance(self, row: Row, token: int) -> Sequence[Event]:
-        """Commits one token of a row: its text, its end, and what of it may be shown."""
-        row.written += 1
-        row.tokens.append(token)
-        if token in self._checkpoint.end_tokens:
-            row.finish_reason = "stop"
-            fresh = ""
-        else:
-            fresh = row.stops.push(row.text.push(token))
-            if row.stops.found:
-                row.finish_reason = "stop"
-            elif len(row.tokens) >= row.job.max_tokens:
-                row.finish_reason = "length"
-        if row.finish_reason is not None and not row.stops.found:
-            fresh += row.stops.push(row.text.flush()) + row.stops.flush()
-        if not fresh:
-            return ()
-        row.shown.append(fresh)
-        return (TextDelta(text=fresh),) if row.job.stream else ()
 
     # --- shapes ---------------------------------------------------------------------------------------------
 

@@ -6,6 +6,7 @@ rows are only ever put through operations that treat each row alone.
 
 from __future__ import annotations
 
+import math
 from collections.abc import Sequence
 from dataclasses import dataclass
 
@@ -15,21 +16,25 @@ from torch import Tensor
 CANDIDATES = 1024
 """The most likely tokens looked at first; only a row that needs more has its whole vocabulary sorted."""
 
+GREEDY_BELOW = 1e-5
+"""A temperature below this is greedy, as in vLLM: float32 divides by none much smaller."""
+
 _MASK = (1 << 64) - 1
 
 
 @dataclass(frozen=True, slots=True)
 class Sampling:
-    """How one row chooses. `temperature` 0 is greedy; `top_k` 0 and `top_p` 1 mean all tokens."""
+    """How one row chooses. `temperature` 0 is greedy; `top_k` 0, `top_p` 1 and `min_p` 0 mean all tokens."""
 
     seed: int
     temperature: float
     top_p: float
     top_k: int
+    min_p: float = 0.0
 
     @property
     def greedy(self) -> bool:
-        return self.temperature <= 0
+        return self.temperature < GREEDY_BELOW
 
     @property
     def filtered(self) -> bool:
@@ -64,11 +69,17 @@ def choose(logits: Tensor, rows: Sequence[Sampling], steps: Sequence[int]) -> li
 
 
 def _probabilities(logits: Tensor, rows: Sequence[Sampling]) -> Tensor:
-    """Softmax at each row's temperature; the maximum is taken off first, so no temperature overflows."""
+    """Softmax at each row's temperature; the maximum is taken off first, so no temperature overflows.
+
+    Before top-k and top-p, as in vLLM, tokens below `min_p` of the likeliest are left out.
+    """
     logits = logits.float()
     temperatures = torch.tensor([row.temperature for row in rows], device=logits.device)
-    centred = logits - logits.amax(dim=-1, keepdim=True)
-    return torch.softmax(centred / temperatures[:, None], dim=-1)
+    scaled = (logits - logits.amax(dim=-1, keepdim=True)) / temperatures[:, None]
+    if any(row.min_p > 0 for row in rows):
+        least = torch.tensor([math.log(row.min_p) if row.min_p > 0 else -math.inf for row in rows])
+        scaled = scaled.masked_fill(scaled < least.to(scaled)[:, None], -math.inf)
+    return torch.softmax(scaled, dim=-1)
 
 
 def _pick_plain(probabilities: Tensor, _: Sequence[Sampling], draws: Sequence[float]) -> list[int]:

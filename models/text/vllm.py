@@ -20,9 +20,11 @@ from typing import Any
 
 from transformers import AutoTokenizer
 
-from jobs import Done, ErrorKind, Event, JobError, TextDelta, TextJob, TextResult
+from jobs import Done, ErrorKind, Event, JobError, TextJob
 from models.protocol import ModelSpec
-from models.text.chat import Prompter
+from models.text.chat import Prompt, Prompter, end_tokens
+from models.text.constraint import checked
+from models.text.vllm_words import Told, sampling_params
 
 ABORT_AGAIN_S = 0.02
 
@@ -61,6 +63,7 @@ class VllmText:
         self._options = options or VllmOptions()
         self._engine: Any = None
         self._prompter: Prompter | None = None
+        self._end_tokens: frozenset[int] = frozenset()
         self._running: dict[str, _Running] = {}
         self._aborts: set[asyncio.Task[None]] = set()
 
@@ -72,6 +75,7 @@ class VllmText:
         """Loads the model in a process of vLLM's own: about a minute on a CPU."""
         self._engine = await asyncio.to_thread(self._make_engine)
         tokenizer = AutoTokenizer.from_pretrained(self._spec.folder, local_files_only=True)
+        self._end_tokens = end_tokens(self._engine.model_config.try_get_generation_config(), tokenizer)
         context = int(self._engine.model_config.max_model_len)
         self._prompter = Prompter(tokenizer, model=self.name, context=context)
 
@@ -93,20 +97,16 @@ class VllmText:
         arrived = time.monotonic()
         running = self._admit(job)
         try:
-            prompt = await asyncio.to_thread(self._tokens, job)
-            pieces: list[str] = []
-            completion = 0
+            prompt = await asyncio.to_thread(self._prompt, job)
+            told = Told(job, prompt, self._made_prompter, self._end_tokens)
             async with aclosing(self._outputs(job, prompt, running)) as outputs:
                 async for output in outputs:
-                    answer = output.outputs[0]
-                    completion += len(answer.token_ids)
-                    if answer.text:
-                        pieces.append(answer.text)
-                        if job.stream:
-                            yield TextDelta(text=answer.text)
+                    delta = told.take(output.outputs[0])
+                    if delta is not None and job.stream:
+                        yield delta
                     if output.finished:
-                        result = self._result(job, prompt, "".join(pieces), completion, answer.finish_reason)
                         total_ms = (time.monotonic() - arrived) * 1e3
+                        result = told.result(self.name)
                         yield Done(result=result, queue_ms=_queued_ms(output.metrics), total_ms=total_ms)
         finally:
             if running.timer is not None:
@@ -131,12 +131,19 @@ class VllmText:
         self._running[job.id] = running
         return running
 
-    def _tokens(self, job: TextJob) -> list[int]:
+    @property
+    def _made_prompter(self) -> Prompter:
         if self._prompter is None:
             raise JobError(ErrorKind.UNAVAILABLE, f"{self.name} is not ready.", retry_after_s=10)
-        return self._prompter.tokens(job)
+        return self._prompter
 
-    async def _outputs(self, job: TextJob, prompt: list[int], running: _Running) -> AsyncGenerator[Any]:
+    def _prompt(self, job: TextJob) -> Prompt:
+        prompt = self._made_prompter.prompt(job)
+        if prompt.constraint is not None:
+            checked(prompt.constraint)
+        return prompt
+
+    async def _outputs(self, job: TextJob, prompt: Prompt, running: _Running) -> AsyncGenerator[Any]:
         """vLLM's outputs for the job, with its exceptions as ours."""
         from vllm.exceptions import GracefulHTTPError, VLLMClientError, VLLMServerError
         from vllm.inputs.engine import tokens_input
@@ -144,7 +151,11 @@ class VllmText:
         if running.ended is not None:
             raise running.ended
         try:
-            made = self._engine.generate(tokens_input(prompt), _sampling(job), request_id=job.id)
+            made = self._engine.generate(
+                tokens_input(prompt.ids, cache_salt=job.cache_salt),
+                sampling_params(job, prompt),
+                request_id=job.id,
+            )
             async with aclosing(made) as outputs:
                 async for output in outputs:
                     if running.ended is not None:
@@ -176,18 +187,6 @@ class VllmText:
             await engine.abort(job_id)
             await asyncio.sleep(ABORT_AGAIN_S)
 
-    def _result(
-        self, job: TextJob, prompt: list[int], text: str, completion: int, finish_reason: str
-    ) -> TextResult:
-        return TextResult(
-            model=self.name,
-            seed=job.seed,
-            text=text,
-            finish_reason="length" if finish_reason == "length" else "stop",
-            prompt_tokens=len(prompt),
-            completion_tokens=completion,
-        )
-
     # --- the engine -----------------------------------------------------------------------------------------
 
     def _make_engine(self) -> Any:
@@ -198,6 +197,7 @@ class VllmText:
         os.environ.setdefault("VLLM_LOGGING_LEVEL", "WARNING")
         if on_cpu:
             os.environ.setdefault("VLLM_CPU_KVCACHE_SPACE", str(self._options.cpu_cache_gib))
+        from vllm.config import StructuredOutputsConfig
         from vllm.engine.arg_utils import AsyncEngineArgs
         from vllm.v1.engine.async_llm import AsyncLLM
 
@@ -209,24 +209,11 @@ class VllmText:
                 dtype=self._spec.dtype,
                 max_num_seqs=self._spec.max_rows,
                 tensor_parallel_size=self._options.tensor_parallel,
+                structured_outputs_config=StructuredOutputsConfig(backend="guidance"),
                 enforce_eager=on_cpu,
                 **memory,
             )
         )
-
-
-def _sampling(job: TextJob) -> Any:
-    from vllm.sampling_params import RequestOutputKind, SamplingParams
-
-    return SamplingParams(
-        temperature=job.temperature,
-        top_p=job.top_p,
-        top_k=job.top_k,
-        seed=job.seed,
-        max_tokens=job.max_tokens,
-        stop=list(job.stop),
-        output_kind=RequestOutputKind.DELTA if job.stream else RequestOutputKind.FINAL_ONLY,
-    )
 
 
 def _queued_ms(metrics: Any) -> float:

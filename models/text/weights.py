@@ -12,6 +12,7 @@ from torch import Tensor
 from transformers import AutoConfig, AutoModelForCausalLM, AutoTokenizer, BitsAndBytesConfig
 
 from models.protocol import ModelSpec
+from models.text.chat import end_tokens
 from models.text.slots import ATTENTION
 
 SMALL = 100_000_000
@@ -35,6 +36,8 @@ class Checkpoint:
     """Kinds of attention layers, and how far back each sees (None: all)."""
     context: int
     """Tokens of prompt and answer together."""
+    vocabulary: int
+    """The width of the logits."""
     end_tokens: frozenset[int]
     prefill_chunks: int
     """Rows of a prefill forward."""
@@ -60,7 +63,8 @@ def load_checkpoint(spec: ModelSpec) -> Checkpoint:
         groups=config.num_attention_heads // (config.num_key_value_heads or config.num_attention_heads),
         windows=windows,
         context=_context(config, tokenizer),
-        end_tokens=_end_tokens(model, tokenizer),
+        vocabulary=config.vocab_size,
+        end_tokens=end_tokens(model.generation_config.to_dict(), tokenizer),
         prefill_chunks=8 if model.num_parameters() < SMALL or spec.device != "cpu" else 2,
     )
 
@@ -114,12 +118,3 @@ def _context(config: Any, tokenizer: Any) -> int:
     if rope.get("rope_type") in ("dynamic", "longrope"):
         context = min(context, rope.get("original_max_position_embeddings") or context)
     return int(context)
-
-
-def _end_tokens(model: Any, tokenizer: Any) -> frozenset[int]:
-    ids = model.generation_config.eos_token_id
-    if ids is None:
-        ids = tokenizer.eos_token_id
-    if ids is None:
-        return frozenset()
-    return frozenset([ids] if isinstance(ids, int) else ids)

@@ -12,7 +12,7 @@ from starlette.types import ASGIApp, Message
 class Caller:
     """One POST. `hang_up` is a closed connection; `finished` tells whether the answer came to its end."""
 
-    def __init__(self, app: ASGIApp, path: str, body: dict[str, Any]) -> None:
+    def __init__(self, app: ASGIApp, path: str, body: dict[str, Any], **headers: str) -> None:
         self._app = app
         self._scope: dict[str, Any] = {
             "type": "http",
@@ -24,7 +24,11 @@ class Caller:
             "raw_path": path.encode(),
             "query_string": b"",
             "root_path": "",
-            "headers": [(b"host", b"gateway"), (b"content-type", b"application/json")],
+            "headers": [
+                (b"host", b"gateway"),
+                (b"content-type", b"application/json"),
+                *((name.lower().encode(), value.encode()) for name, value in headers.items()),
+            ],
             "client": ("127.0.0.1", 1),
             "server": ("gateway", 80),
         }

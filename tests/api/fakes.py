@@ -18,6 +18,7 @@ import bentoml
 from gateway import Gateway, GatewayOptions, open_doors
 from gateway.options import ServedModel
 from jobs import (
+    Alternative,
     AudioChunk,
     Done,
     ErrorKind,
@@ -36,6 +37,8 @@ from jobs import (
     TextDelta,
     TextJob,
     TextResult,
+    TokenLogprob,
+    ToolCall,
     decode_job,
     encode_event,
 )
@@ -57,17 +60,24 @@ def result(job: Job) -> Result:
     model = job.model or "fake"
     if isinstance(job, TextJob):
         words = script(job)
+        calls = (ToolCall(id="c1", name="look", arguments="{}"),) if job.tools else ()
         return TextResult(
             model=model,
             seed=job.seed,
             text=words,
-            finish_reason="stop",
+            finish_reason="tool_calls" if calls else "stop",
             prompt_tokens=3,
             completion_tokens=len(words.split()),
+            logprobs=None if job.logprobs is None else logprobs(job),
+            tool_calls=calls,
         )
     if isinstance(job, ImageJob):
         return ImageResult(
-            model=model, seed=job.seed, data=PICTURE, media_type=f"image/{job.response_format}"
+            model=model,
+            seed=job.seed,
+            data=PICTURE,
+            media_type=f"image/{job.response_format}",
+            flagged=VERDICTS.get(job.prompt.split()[0]),
         )
     return SpeechResult(
         model=model,
@@ -79,9 +89,18 @@ def result(job: Job) -> Result:
     )
 
 
+def logprobs(job: TextJob) -> tuple[TokenLogprob, ...]:
+    """Of the first word alone, and only if they are asked for."""
+    if job.logprobs is None:
+        return ()
+    word = script(job).split()[0]
+    return (TokenLogprob(token=word, logprob=-0.5, top=(Alternative(token=word, logprob=-0.5),)),)
+
+
 def progress(job: Job) -> list[Event]:
     if isinstance(job, TextJob):
-        return [TextDelta(text=piece) for piece in script(job).partition(" ") if piece]
+        first, *rest = [TextDelta(text=piece) for piece in script(job).partition(" ") if piece]
+        return [TextDelta(text=first.text, logprobs=logprobs(job)), *rest]
     if isinstance(job, ImageJob):
         preview = Preview(data=b"rough", media_type="image/jpeg")
         return [Progress(step=1, total=2), preview, Progress(step=2, total=2)]
@@ -131,7 +150,7 @@ class FakeRunner:
             os.kill(os.getpid(), signal.SIGKILL)
         if action == "mute":
             await self.until_cancelled(job)
-        yield Queued(position=2)
+        yield Queued(position=2, wait_s=2.5)
         if action == "hang":
             await self.until_cancelled(job)
         for event in progress(job):
@@ -185,6 +204,7 @@ SERVICE: Any = {
     "runner_connection": {"max_requests": 10**9, "max_age": 1e9},
     "logging": {"access": {"enabled": False}},
 }
+VERDICTS = {"flagged": True, "passed": False}
 STARTED: dict[str, FakeRunner] = {}
 """The runners of this process by modality, when they run inside the gateway."""
 

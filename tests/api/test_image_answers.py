@@ -127,3 +127,18 @@ async def test_what_makes_no_sense_of_pictures_is_400(
     assert answer.status_code == 400
     assert answer.json()["error"]["param"] == param
     assert not runners["image"].jobs
+
+
+@pytest.mark.parametrize(("verdict", "told"), [("flagged", True), ("passed", False)])
+async def test_a_safety_checkers_verdict_is_in_a_header_and_beside_each_picture(
+    client: httpx.AsyncClient, verdict: str, told: bool
+) -> None:
+    one = await client.post("/image", json={"prompt": f"{verdict} x"})
+    assert one.headers["X-Safety-Checker"] == verdict
+    two = await client.post("/image", json={"prompt": f"{verdict} x", "num_images": 2})
+    assert two.headers["X-Safety-Checker"] == verdict
+    assert [image["flagged"] for image in two.json()["images"]] == [told, told]
+    streamed = await client.post("/image", json={"prompt": f"{verdict} x", "stream": True})
+    assert events_of(streamed.text)[-1][1]["flagged"] is told
+    unseen = await client.post("/image", json={"prompt": "x"})
+    assert "X-Safety-Checker" not in unseen.headers

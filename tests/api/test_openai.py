@@ -92,6 +92,88 @@ async def test_completions(ai: AsyncOpenAI, runners: Runners) -> None:
     assert (job.prompt, job.max_tokens) == ("hello wörld", 16)
 
 
+async def test_what_else_a_chat_may_ask_for(ai: AsyncOpenAI, runners: Runners) -> None:
+    schema: dict[str, object] = {"type": "object", "properties": {"a": {"type": "integer"}}}
+    answer = await ai.chat.completions.create(
+        model="fake",
+        messages=[
+            {"role": "user", "content": "x"},
+            {
+                "role": "assistant",
+                "content": None,
+                "tool_calls": [
+                    {"id": "c1", "type": "function", "function": {"name": "look", "arguments": "{}"}}
+                ],
+            },
+            {"role": "tool", "tool_call_id": "c1", "content": "y"},
+        ],
+        n=2,
+        seed=5,
+        logprobs=True,
+        top_logprobs=3,
+        frequency_penalty=0.5,
+        presence_penalty=-0.5,
+        tools=[
+            {"type": "function", "function": {"name": "look", "strict": True, "parameters": schema}},
+            {"type": "function", "function": {"name": "other"}},
+        ],
+        tool_choice={"type": "function", "function": {"name": "look"}},
+        extra_body={"min_p": 0.1, "repetition_penalty": 1.1},
+    )
+    assert [choice.index for choice in answer.choices] == [0, 1]
+    job, second = runners["text"].jobs
+    assert isinstance(job, TextJob)
+    assert {job.seed, second.seed} == {5, 6}
+    assert (job.logprobs, job.frequency_penalty, job.presence_penalty) == (3, 0.5, -0.5)
+    assert (job.min_p, job.repetition_penalty) == (0.1, 1.1)
+    assert ([tool.name for tool in job.tools], job.tool_choice) == (["look"], "required")
+    assert [(m.role, m.tool_call_id) for m in job.messages or ()][-1] == ("tool", "c1")
+
+
+async def test_a_chat_in_a_schema(ai: AsyncOpenAI, runners: Runners) -> None:
+    schema: dict[str, object] = {"type": "object", "properties": {"a": {"type": "integer"}}}
+    await ai.chat.completions.create(
+        model="fake",
+        messages=HI,
+        response_format={"type": "json_schema", "json_schema": {"name": "a", "schema": schema}},
+    )
+    (job,) = runners["text"].jobs
+    assert isinstance(job, TextJob)
+    assert job.constraint is not None
+    assert json.loads(job.constraint.value) == schema
+
+
+async def test_a_stream_of_several_tells_them_apart(ai: AsyncOpenAI) -> None:
+    stream = await ai.chat.completions.create(
+        model="fake", messages=HI, n=2, stream=True, stream_options={"include_usage": True}
+    )
+    said = {0: "", 1: ""}
+    usage = None
+    async for chunk in stream:
+        for choice in chunk.choices:
+            said[choice.index] += choice.delta.content or ""
+        usage = chunk.usage
+    assert said == {0: "Be brief. hello wörld", 1: "Be brief. hello wörld"}
+    assert usage is not None
+    assert (usage.prompt_tokens, usage.completion_tokens) == (3, 8)
+
+
+async def test_image_edits_come_as_files(ai: AsyncOpenAI, runners: Runners) -> None:
+    answer = await ai.images.edit(
+        model="gpt-image-1",
+        image=("a.png", PICTURE, "image/png"),
+        mask=("b.png", b"mask", "image/png"),
+        prompt="a circle",
+        n=2,
+        size="64x64",
+        extra_body={"strength": 0.5, "seed": 3},
+    )
+    assert [base64.b64decode(each.b64_json or "") for each in answer.data or []] == [PICTURE, PICTURE]
+    job = runners["image"].jobs[0]
+    assert isinstance(job, ImageJob)
+    assert (job.init_image, job.mask_image, job.strength, job.width) == (PICTURE, b"mask", 0.5, 64)
+
+
 async def test_images(ai: AsyncOpenAI, runners: Runners) -> None:
     answer = await ai.images.generate(
         model="gpt-image-1",

@@ -46,14 +46,14 @@ def test_each_field_has_words_and_bounds(document: dict[str, Any]) -> None:
         for field in schemas[name]["properties"].values():
             assert field["description"]
     text = schemas["TextRequest"]["properties"]
-    assert (text["max_tokens"]["minimum"], text["max_tokens"]["maximum"]) == (1, 4096)
+    assert (text["n"]["minimum"], text["n"]["maximum"]) == (1, 4)
     assert text["max_tokens"]["default"] == 128
     assert text["top_p"]["exclusiveMinimum"] == 0
     assert text["seed"]["anyOf"][0]["maximum"] == MAX_SEED
     image = schemas["ImageRequest"]["properties"]
     assert image["width"]["anyOf"][0] == {"type": "integer", "minimum": 64, "maximum": 2048, "multipleOf": 8}
     assert image["scheduler"]["enum"] == ["ddim", "euler", "euler_ancestral", "dpmpp_2m", "lcm"]
-    assert schemas["SpeechRequest"]["properties"]["text"]["maxLength"] == 1000
+    assert schemas["SpeechRequest"]["properties"]["text"]["maxLength"] == 4096
 
 
 def test_every_reference_leads_somewhere(document: dict[str, Any]) -> None:

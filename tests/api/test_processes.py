@@ -70,8 +70,8 @@ def test_bentoml_client(service: Served) -> None:
         assert [data["delta"] for _, data in events[:-1]] == ["hello", " ", "wörld", ""]
         assert events_of("".join(client.image_stream(prompt="x")))[-1][0] == "result"
         assert b"".join(client.speech_stream(text="four")) == SOUND
-        with pytest.raises(BentoMLException, match=r"max_tokens. must be at most 4096"):
-            client.text(prompt="x", max_tokens=5000)
+        with pytest.raises(BentoMLException, match=r"max_tokens. must be at most 131072"):
+            client.text(prompt="x", max_tokens=200_000)
         with pytest.raises(BentoMLException, match="It is not_found"):
             list(client.text_stream(prompt="fail not_found"))
 

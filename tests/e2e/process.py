@@ -83,6 +83,13 @@ class Served:
         """The process that serves the runner of that class name."""
         return next(each for each in self.processes() if name in each.cmdline())
 
+    def send(self, number: signal.Signals) -> None:
+        """To the supervisor alone, as container engines do."""
+        self._process.send_signal(number)
+
+    def ended(self) -> bool:
+        return self._process.poll() is not None
+
     def stop(self) -> None:
         """Stops it as Ctrl-C and container engines do; afterwards none of its processes is left."""
         if self._process.poll() is not None:

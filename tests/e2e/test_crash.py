@@ -12,8 +12,8 @@ import pytest
 
 from tests.e2e.process import Served, until
 
-RESTART_S = 15
-"""The supervisor looks for dead processes every ten seconds."""
+RESTART_S = 5
+"""The supervisor looks for dead processes every second."""
 LOAD_S = 60
 """What a runner may take to load; more than it takes, for the tests' machine is busy."""
 

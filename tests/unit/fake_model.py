@@ -20,7 +20,8 @@ class FakeRow:
 
 @dataclass
 class FakeModel:
-    """A row takes `max_tokens` steps in the lane that its prompt's first word names; `poison` raises there.
+    """A row takes `max_tokens` steps in the lane that its prompt's first word names; `poison` raises there,
+    `mute` on purpose.
 
     `slots` rows fit in memory, `memory` rows in one step. A step takes `step_s` seconds;
     with a `gate` it waits for one permit.
@@ -49,7 +50,7 @@ class FakeModel:
 
     def lane(self, row: FakeRow) -> Lane | None:
         stage = (row.job.prompt or "").split()[0]
-        return Lane(self.name, stage) if row.steps < row.job.max_tokens else None
+        return Lane(self.name, stage) if row.steps < (row.job.max_tokens or 0) else None
 
     def cost(self, row: FakeRow) -> float:
         return 1.0
@@ -64,6 +65,8 @@ class FakeModel:
         self.log.append((lane.stage, [row.job.id for row in rows]))
         if any("poison" in (row.job.prompt or "") for row in rows):
             raise ValueError("a poisoned row")
+        if any("mute" in (row.job.prompt or "") for row in rows):
+            raise JobError(ErrorKind.INTERNAL, "a row without a sound")
         if len(rows) > self.memory:
             raise OutOfMemoryError
         for row in rows:

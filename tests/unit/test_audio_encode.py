@@ -112,6 +112,7 @@ def test_media_types_are_those_of_the_formats() -> None:
         "audio/wav",
         "audio/flac",
         "audio/ogg",
+        "audio/ogg; codecs=opus",
         "audio/mpeg",
         "audio/pcm",
     ]

@@ -177,6 +177,7 @@ def test_a_step_that_is_run_again_is_the_same_step(
 ) -> None:
     lanes = make_lanes(folder)
     row = bark.prepare(COMPANY[0])
+    row.begin(2)
     utterance = row.utterances[0]
     while utterance.stage is not Stage.DONE:
         before = list(utterance.semantic), list(utterance.coarse), utterance.stage

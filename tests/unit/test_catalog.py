@@ -39,7 +39,7 @@ def test_a_catalog_of_ones_own(tmp_path: Path) -> None:
 @pytest.mark.parametrize(
     ("text", "said"),
     [
-        ("models: {}\nprofiles: {}\n", "There is no profile default"),
+        ("models: {}\nprofiles: {}\n", "needs a profile named default"),
         ("models: {}\nprofiles:\n  default: {text: [m]}\n", "profile default names m"),
         ("models:\n  m: {family: text.decoder, sauce: 'x', licence: MIT}\n", "models.m"),
         ("models:\n  m: {family: ../evil, source: 'hub:a/b', licence: MIT}\n", "models.m.family"),

@@ -127,6 +127,16 @@ async def test_a_row_that_raises_fails_alone() -> None:
     assert all(row.released == 1 for row in model.rows.values())
 
 
+async def test_a_row_that_says_why_it_cannot_go_on_is_heard() -> None:
+    model = FakeModel()
+    async with engine_of(model) as engine:
+        good = engine.submit(job("good"))
+        failure = await last_of(engine.submit(job("bad", prompt="decode mute")))
+        assert isinstance(failure, Failed)
+        assert failure.message == "a row without a sound"
+        assert text_of(await last_of(good)) == "good"
+
+
 async def test_a_step_without_memory_is_split_to_the_same_result() -> None:
     model = FakeModel(memory=3, gate=threading.Semaphore(0))
     assert model.gate is not None
@@ -226,7 +236,7 @@ async def test_positions_in_the_queue_count_down() -> None:
         first = engine.submit(job("first"))
         await until(lambda: "first" in model.rows)
         second = aiter(engine.submit(job("second")))
-        assert await anext(second) == Queued(position=1)
+        assert await anext(second) == Queued(position=1, wait_s=1.0)
         engine.cancel("first")
         await last_of(first)
         model.slots = 1

@@ -184,6 +184,35 @@ def test_a_full_bank_asks_to_wait_and_evicts_the_least_recently_used(
         assert apart(draw(model, job)[0], alone[job.loras]) <= 1
 
 
+def test_the_memory_budget_bounds_the_bank(checkpoint: Path, folder: Path) -> None:
+    for name in "abcde":
+        shutil.copy(folder / "plain.safetensors", folder / f"{name}.safetensors")
+    jobs = [image_job(loras=choices(**{name: 1.0})) for name in "abcde"]
+    roomy = load(ModelSpec(name="tiny", folder=checkpoint, loras=folder))
+    admit(roomy, jobs)
+    tight = load(ModelSpec(name="tiny", folder=checkpoint, loras=folder, lora_memory_bytes=1))
+    held = admit(tight, jobs[:4])  # as many as one row may name, whatever the budget
+    fifth = tight.prepare(jobs[4])
+    assert not tight.reserve(fifth)
+    tight.release(held[0])
+    assert tight.reserve(fifth)
+
+
+def test_a_lora_of_the_highest_rank_is_mixed_beside_a_small_one(
+    model: StableDiffusion, pipeline: Any, folder: Path
+) -> None:
+    save: Any = StableDiffusionPipeline.save_lora_weights
+    save(folder, make_lora(pipeline, 5, 128, ATTENTION)[0], weight_name="wide.safetensors")
+    jobs = [
+        image_job(num_inference_steps=2, loras=choices(**weights))
+        for weights in ({"wide": 0.05}, {"plain": 1.0}, {"wide": 0.05, "plain": 0.5}, {})
+    ]
+    together = draw(model, *jobs)
+    for job, picture in zip(jobs, together, strict=True):
+        assert apart(picture, draw(model, job)[0]) <= 2
+    assert apart(together[0], together[3]) > 5
+
+
 def test_a_new_or_replaced_file_is_seen_at_once(folder: Path, tmp_path: Path, checkpoint: Path) -> None:
     watched = tmp_path / "watched"
     watched.mkdir()

@@ -17,7 +17,8 @@ from diffusers.schedulers.scheduling_euler_discrete import EulerDiscreteSchedule
 from diffusers.schedulers.scheduling_lcm import LCMScheduler
 
 from jobs import ErrorKind, JobError, Scheduler
-from models.image.samplers import Column, Samplers, Table
+from models.image.samplers import Samplers
+from models.image.table import Column, Table
 
 pytestmark = [
     pytest.mark.filterwarnings("ignore:__array__:DeprecationWarning"),  # diffusers' own, under numpy 2
@@ -175,3 +176,24 @@ def test_a_step_count_out_of_bounds_is_refused_with_the_bound(name: Scheduler, c
 def test_a_config_that_asks_for_what_is_not_built_is_refused(unknown: dict[str, Any]) -> None:
     with pytest.raises(ValueError, match=str(next(iter(unknown)))):
         Samplers({**CONFIG, **unknown})
+
+
+@pytest.mark.parametrize("spacing", ["leading", "trailing", "linspace", "karras"])
+@pytest.mark.parametrize("name", ["ddim", "euler", "euler_ancestral", "dpmpp_2m"])
+def test_a_caller_may_choose_the_spacing_that_a_config_could(name: Scheduler, spacing: Any) -> None:
+    own = {**CONFIG, "timestep_spacing": "linspace", "use_karras_sigmas": name == "euler"}
+    if spacing == "karras" and name in ("ddim", "euler_ancestral"):
+        with pytest.raises(JobError, match="euler, dpmpp_2m") as refused:
+            Samplers(own).table(name, 7, spacing)
+        assert refused.value.param == "timestep_spacing"
+        return
+    said = {"use_karras_sigmas": True} if spacing == "karras" else {"timestep_spacing": spacing}
+    by_config = Samplers({**own, "use_karras_sigmas": False, **said}).table(name, 7)
+    chosen = Samplers(own).table(name, 7, spacing)
+    assert (chosen.steps == by_config.steps).all()
+    assert chosen.noise_scale == by_config.noise_scale
+
+
+def test_lcm_has_steps_of_its_own() -> None:
+    with pytest.raises(JobError, match="timestep_spacing trailing is for"):
+        Samplers(CONFIG).table("lcm", 4, "trailing")

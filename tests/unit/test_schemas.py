@@ -9,7 +9,8 @@ import pytest
 from pydantic import BaseModel, ValidationError
 
 from gateway.explain import explain
-from gateway.schemas import MAX_SEED, ImageRequest, SpeechRequest, TextRequest
+from gateway.schemas import MAX_SEED, ImageRequest, SpeechRequest
+from gateway.text_schemas import TextRequest
 
 GOOD: dict[type[BaseModel], dict[str, Any]] = {
     TextRequest: {"prompt": "hello"},
@@ -17,6 +18,7 @@ GOOD: dict[type[BaseModel], dict[str, Any]] = {
     SpeechRequest: {"text": "four"},
 }
 TURN = {"role": "user", "content": "hi"}
+TOOL = {"type": "function", "function": {"name": "weather", "parameters": {"type": "object"}}}
 LORA = {"name": "sketch", "weight": 0.5}
 
 # (schema, field, the values at its bounds, (value out of them, words of the message) ...)
@@ -30,12 +32,20 @@ BOUNDS: list[tuple[type[BaseModel], str, list[Any], list[tuple[Any, str]]]] = [
     (
         TextRequest,
         "max_tokens",
-        [1, 4096, 7.0],
-        [(0, "at least 1."), (4097, "at most 4096.")],
+        [1, 131_072, 7.0, None],
+        [(0, "at least 1."), (131_073, "at most 131072.")],
     ),
     (TextRequest, "temperature", [0, 2, 0.5], [(-0.1, "at least 0."), (2.1, "at most 2.")]),
     (TextRequest, "top_p", [0.01, 1], [(0, "more than 0."), (1.01, "at most 1.")]),
     (TextRequest, "top_k", [0, 1000], [(-1, "at least 0."), (1001, "at most 1000.")]),
+    (TextRequest, "min_p", [0, 1], [(-0.1, "at least 0."), (1.1, "at most 1.")]),
+    (TextRequest, "repetition_penalty", [0.5, 2], [(0.4, "at least 0.5."), (2.1, "at most 2.")]),
+    (TextRequest, "presence_penalty", [-2, 2], [(-2.1, "at least -2."), (2.1, "at most 2.")]),
+    (TextRequest, "frequency_penalty", [-2, 2], [(-2.1, "at least -2."), (2.1, "at most 2.")]),
+    (TextRequest, "logprobs", [0, 20, None], [(-1, "at least 0."), (10**9, "at most 20.")]),
+    (TextRequest, "n", [1, 4], [(0, "at least 1."), (10**9, "at most 4.")]),
+    (TextRequest, "tools", [[], [TOOL] * 32], [([TOOL] * 33, "at most 32 items")]),
+    (TextRequest, "tool_choice", ["auto", "none", "required"], [("any", "'auto'")]),
     (TextRequest, "stop", ["x", ["a", "b", "c", "d"], "x" * 64, None], [(["a"] * 5, "at most 4 items")]),
     (TextRequest, "seed", [0, MAX_SEED, None], [(-1, "at least 0."), (MAX_SEED + 1, f"at most {MAX_SEED}.")]),
     (TextRequest, "model", ["m" * 128, None], [("", "at least 1 char"), ("m" * 129, "at most 128 char")]),
@@ -60,10 +70,14 @@ BOUNDS: list[tuple[type[BaseModel], str, list[Any], list[tuple[Any, str]]]] = [
     (ImageRequest, "loras", [[], [LORA] * 4, [{"name": "x"}]], [([LORA] * 5, "at most 4 items")]),
     (ImageRequest, "num_images", [1, 8], [(0, "at least 1."), (9, "at most 8."), (10**9, "at most 8.")]),
     (ImageRequest, "response_format", ["png", "jpeg", "webp"], [("gif", "'png'")]),
-    (SpeechRequest, "text", ["x" * 1000], [("", "at least 1 char"), ("x" * 1001, "at most 1000 char")]),
+    (SpeechRequest, "text", ["x" * 4096], [("", "at least 1 char"), ("x" * 4097, "at most 4096 char")]),
     (SpeechRequest, "voice", ["v" * 64, None], [("", "at least 1 char"), ("v" * 65, "at most 64 char")]),
     (SpeechRequest, "temperature", [0, 1.5], [(-1, "at least 0."), (1.6, "at most 1.5.")]),
-    (SpeechRequest, "response_format", ["wav", "flac", "ogg", "mp3", "pcm"], [("m4a", "'wav'")]),
+    (SpeechRequest, "response_format", ["wav", "flac", "ogg", "opus", "mp3", "pcm"], [("m4a", "'wav'")]),
+    (SpeechRequest, "language", ["en", None], [("e", "at least 2 char"), ("eng", "at most 2 char")]),
+    (SpeechRequest, "sample_rate", [8000, 48_000, None], [(11_025, "16000"), (0, "8000")]),
+    (SpeechRequest, "stream_format", ["audio", "sse"], [("json", "'sse'")]),
+    (SpeechRequest, "voice_file", ["QUJD", None], [("~", "base64")]),
 ]
 
 
@@ -94,7 +108,9 @@ def test_bounds_are_in_the_types_and_in_the_words(
         (TextRequest, "max_tokens", "5"),
         (TextRequest, "max_tokens", True),
         (TextRequest, "max_tokens", 5.5),
-        (TextRequest, "max_tokens", None),
+        (TextRequest, "n", None),
+        (TextRequest, "tools", {}),
+        (TextRequest, "response_format", "json"),
         (TextRequest, "temperature", "0.5"),
         (TextRequest, "temperature", False),
         (TextRequest, "stream", "true"),
@@ -119,10 +135,45 @@ def test_exactly_one_of_prompt_and_messages() -> None:
     assert refusal(TextRequest, {"messages": [TURN] * 65})[1] == "messages"
 
 
+@pytest.mark.parametrize(
+    ("given", "code"),
+    [
+        ({"type": "xml"}, "unknown_choice"),
+        ({"type": "json_schema"}, "missing_field"),
+        ({"type": "json_object", "pattern": "a"}, "missing_field"),
+        ({"type": "regex", "pattern": "a" * 2049}, "out_of_bounds"),
+        ({"type": "json_schema", "json_schema": {"enum": ["x" * 16384]}}, "out_of_bounds"),
+        ({"type": "json_schema", "json_schema": {"const": "a\0b"}}, "out_of_bounds"),
+        ({"type": "json_schema", "json_schema": {"const": float("nan")}}, None),
+        ({"type": "json_schema", "json_schema": 5}, "wrong_type"),
+    ],
+)
+def test_response_formats_are_bounded(given: dict[str, Any], code: str | None) -> None:
+    _, param, said = refusal(TextRequest, {"prompt": "x", "response_format": given})
+    if code is None:
+        assert said in ("invalid_json", "out_of_bounds")
+    else:
+        assert (said, (param or "").split(".")[0]) == (code, "response_format")
+
+
+def test_response_formats_and_tools_are_taken() -> None:
+    for given in (
+        {"type": "text"},
+        {"type": "json_object"},
+        {"type": "regex", "pattern": "a+"},
+        {"type": "json_schema", "json_schema": {"type": "object", "required": ["a"]}},
+    ):
+        TextRequest.model_validate_json(json.dumps({"prompt": "x", "response_format": given}))
+    named = {"type": "function", "function": {"name": "../etc"}}
+    message, param, code = refusal(TextRequest, {"prompt": "x", "tools": [named]})
+    assert (param, code) == ("tools.0.function.name", "bad_characters")
+    assert "A-Z" in message
+
+
 def test_nested_fields_are_named_by_their_path() -> None:
     message, param, _ = refusal(TextRequest, {"messages": [TURN, {"role": "robot", "content": "x"}]})
     assert param == "messages.1.role"
-    assert "'system', 'user' or 'assistant'" in message
+    assert "'system', 'user', 'assistant' or 'tool'" in message
     assert refusal(TextRequest, {"messages": [{"role": "user"}]})[1] == "messages.0.content"
     assert (
         refusal(ImageRequest, {"prompt": "x", "loras": [{"name": "x", "weight": 2.5}]})[1] == "loras.0.weight"

@@ -51,7 +51,7 @@ def test_another_file_can_be_named(monkeypatch: pytest.MonkeyPatch, tmp_path: Pa
             "7",
             "There is no setting TRIPTYCH_QUEUE_SIZ. Did you mean TRIPTYCH_QUEUE_SIZE?",
         ),
-        ("TRIPTYCH_PORT", "70000", "The setting port: Input should be less than or equal to 65535."),
+        ("TRIPTYCH_PORT", "70000", "The setting port (PORT): Input should be less than or equal to 65535."),
         ("TRIPTYCH_SETTINGS", "/nowhere.toml", "TRIPTYCH_SETTINGS names /nowhere.toml, which is not a file."),
     ],
 )
@@ -69,7 +69,14 @@ def test_a_wrong_key_of_the_file_is_named(tmp_path: Path) -> None:
     with pytest.raises(SettingsError) as error:
         settings()
     assert "There is no setting prot. Did you mean port?" in str(error.value)
-    assert "The setting port: " in str(error.value)
+    assert "The setting port (PORT): " in str(error.value)
+
+
+@pytest.mark.parametrize("content", [b"port = = 4000\n", b"host = '\xff'\n"])
+def test_a_file_that_is_not_toml_is_named(tmp_path: Path, content: bytes) -> None:
+    (tmp_path / "triptych.toml").write_bytes(content)
+    with pytest.raises(SettingsError, match=r"triptych\.toml is not a TOML file: "):
+        settings()
 
 
 def test_every_setting_is_documented() -> None:

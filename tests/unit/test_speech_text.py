@@ -10,7 +10,8 @@ from transformers import PreTrainedTokenizerFast
 
 from jobs import ErrorKind, JobError
 from models.speech.generation import read_rules
-from models.speech.text import MAX_PIECES, Prompts
+from models.speech.sentences import PARAGRAPH_PAUSE_S, SENTENCE_PAUSE_S
+from models.speech.text import CLAUSE_PAUSE_S, MAX_PIECES, Prompts
 from tests.unit.tiny_speech import TEXT_OFFSET, TEXT_PAD, WORDS, make_config, make_generation, write_folder
 
 
@@ -30,11 +31,14 @@ def make_prompts(folder: Path, vocabulary: Path) -> Prompts:
 
 
 def spoken(prompts: Prompts, text: str) -> list[str]:
-    ids = [prompt[prompt != TEXT_PAD] - TEXT_OFFSET - 2 for prompt in prompts.make(text)]
+    made = [prompt.tokens for prompt in prompts.make(text)]
+    ids = [tokens[tokens != TEXT_PAD] - TEXT_OFFSET - 2 for tokens in made]
     return [" ".join(WORDS[place] for place in piece) for piece in ids]
 
 
-def test_long_text_is_cut_where_a_speaker_would_pause(prompts: Prompts) -> None:
+def test_every_sentence_is_a_piece_and_a_long_one_is_cut_at_marks_then_between_words(
+    prompts: Prompts,
+) -> None:
     assert spoken(prompts, "one two three") == ["one two three"]
     assert spoken(prompts, "one two. three four, five six seven eight nine ten one.") == [
         "one two .",
@@ -44,7 +48,19 @@ def test_long_text_is_cut_where_a_speaker_would_pause(prompts: Prompts) -> None:
     assert spoken(prompts, "one " * 12) == ["one " * 9 + "one", "one one"]
 
 
-@pytest.mark.parametrize("text", ["", "  \n ", "one " * 10 * MAX_PIECES + "two", ".".join(["one"] * 20)])
+def test_pauses_are_those_of_the_place(prompts: Prompts) -> None:
+    text = "one two. three four, five six seven eight nine ten one five.\n\nsix " + "two " * 11
+    made = prompts.make(text)
+    assert [prompt.pause_s for prompt in made] == [
+        SENTENCE_PAUSE_S,
+        CLAUSE_PAUSE_S,
+        PARAGRAPH_PAUSE_S,
+        0.0,
+        PARAGRAPH_PAUSE_S,
+    ]
+
+
+@pytest.mark.parametrize("text", ["", "  \n ", "one " * 10 * MAX_PIECES + "two", "One. " * (MAX_PIECES + 1)])
 def test_text_that_cannot_be_spoken_is_refused(prompts: Prompts, text: str) -> None:
     with pytest.raises(JobError) as refused:
         prompts.make(text)

@@ -16,11 +16,11 @@ from diffusers.schedulers.scheduling_euler_discrete import EulerDiscreteSchedule
 from diffusers.schedulers.scheduling_lcm import LCMScheduler
 
 from jobs import ErrorKind, ImageJob, JobError, Preview, Progress, Scheduler
-from models.image.checkpoint import load_stable_diffusion
+from models.image.checkpoint import load_parts
 from models.image.denoise import step_noise
 from models.image.encode import read_parameters
 from models.image.preview import fit_latent_to_rgb
-from models.image.stable_diffusion import StableDiffusion, load
+from models.image.stable_diffusion import TEXT_ENCODERS, StableDiffusion, load
 from models.protocol import ModelSpec, OutOfMemoryError
 from tests.unit.drawing import Pixels, admit, apart, draw, image_job, pixels_of, run
 from tests.unit.tiny_checkpoint import SIDE, write_checkpoint
@@ -78,7 +78,7 @@ def by_diffusers(pipe: Any, job: ImageJob, monkeypatch: pytest.MonkeyPatch) -> P
     with_our_noise(job, monkeypatch)
     picture = pipe(
         job.prompt,
-        negative_prompt=job.negative_prompt,
+        negative_prompt=job.negative_prompt or None,  # which XL takes for zeros
         width=job.width,
         height=job.height,
         num_inference_steps=job.num_inference_steps,
@@ -279,7 +279,7 @@ def test_a_step_without_memory_changes_nothing_and_can_be_repeated(
     folders: dict[str, Path], model: StableDiffusion, stage: str, error: str
 ) -> None:
     spec = ModelSpec(name="tiny", folder=folders["epsilon"])
-    parts = load_stable_diffusion(spec)
+    parts = load_parts(spec, TEXT_ENCODERS)
     fresh = StableDiffusion(spec, parts)
     modules = {
         "encode": parts.text_encoders[0].module,
@@ -307,7 +307,7 @@ def test_a_step_without_memory_changes_nothing_and_can_be_repeated(
 
 def test_other_failures_are_not_taken_for_memory(folders: dict[str, Path]) -> None:
     spec = ModelSpec(name="tiny", folder=folders["epsilon"])
-    parts = load_stable_diffusion(spec)
+    parts = load_parts(spec, TEXT_ENCODERS)
     fresh = StableDiffusion(spec, parts)
 
     def fail(*_: Any) -> None:
@@ -326,11 +326,6 @@ def test_warm_up_leaves_nothing_behind(folders: dict[str, Path], model: StableDi
     fresh.warm_up()
     job = image_job(num_inference_steps=2)
     assert apart(draw(fresh, job)[0], draw(model, job)[0]) == 0
-
-
-def test_quantized_weights_are_refused_at_load(folders: dict[str, Path]) -> None:
-    with pytest.raises(ValueError, match="quantization"):
-        load(ModelSpec(name="tiny", folder=folders["epsilon"], quantization="int8"))
 
 
 def test_a_folder_without_a_part_is_refused_by_its_name(tmp_path: Path) -> None:

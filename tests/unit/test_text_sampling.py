@@ -112,7 +112,9 @@ def test_a_row_chooses_the_same_in_any_company() -> None:
 def test_no_temperature_overflows() -> None:
     logits = torch.tensor([[80.0, -80.0, 79.0, 0.0]])
     assert choose(logits, [row(temperature=1e-6)], [0]) == [0]
-    assert choose(logits, [row(temperature=1e-30, top_p=0.5)], [0]) == [0]
+    for tiny in (1e-30, 1e-46, 5e-324):
+        assert choose(logits, [row(temperature=tiny)], [0]) == [0]
+        assert choose(logits, [row(temperature=tiny, top_p=0.5)], [0]) == [0]
     assert choose(logits, [row(temperature=1e6)], [0])[0] in range(4)
 
 

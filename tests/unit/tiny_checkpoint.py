@@ -33,9 +33,9 @@ def write_checkpoint(folder: Path, prediction_type: str = "epsilon", in_channels
     torch.manual_seed(7)
     build: Any = StableDiffusionPipeline
     pipeline = build(
-        vae=_vae(),
-        text_encoder=_text_encoder(),
-        tokenizer=_tokenizer(folder),
+        vae=vae(),
+        text_encoder=CLIPTextModel(text_config()).eval(),
+        tokenizer=tokenizer(folder),
         unet=_unet(in_channels),
         scheduler=DDIMScheduler.from_config({**SCHEDULE, "prediction_type": prediction_type}),
         safety_checker=None,
@@ -47,7 +47,7 @@ def write_checkpoint(folder: Path, prediction_type: str = "epsilon", in_channels
     return checkpoint
 
 
-def _tokenizer(folder: Path) -> CLIPTokenizer:
+def tokenizer(folder: Path) -> CLIPTokenizer:
     letters = "abcdefghijklmnopqrstuvwxyz"
     tokens = [*letters, *(f"{letter}</w>" for letter in letters), "<|startoftext|>", "<|endoftext|>"]
     folder.mkdir(parents=True, exist_ok=True)
@@ -58,20 +58,19 @@ def _tokenizer(folder: Path) -> CLIPTokenizer:
     return loader(str(vocabulary), str(merges), model_max_length=77)
 
 
-def _text_encoder() -> CLIPTextModel:
-    return CLIPTextModel(
-        CLIPTextConfig(
-            vocab_size=54,
-            bos_token_id=52,
-            eos_token_id=53,
-            pad_token_id=53,
-            hidden_size=32,
-            intermediate_size=64,
-            num_attention_heads=4,
-            num_hidden_layers=2,
-            max_position_embeddings=77,
-        )
-    ).eval()
+def text_config(hidden_size: int = 32, projection_dim: int = 32) -> CLIPTextConfig:
+    return CLIPTextConfig(
+        vocab_size=54,
+        bos_token_id=52,
+        eos_token_id=53,
+        pad_token_id=53,
+        hidden_size=hidden_size,
+        projection_dim=projection_dim,
+        intermediate_size=64,
+        num_attention_heads=4,
+        num_hidden_layers=2,
+        max_position_embeddings=77,
+    )
 
 
 def _unet(in_channels: int) -> Any:
@@ -89,9 +88,9 @@ def _unet(in_channels: int) -> Any:
     ).eval()
 
 
-def _vae() -> Any:
-    vae: Any = AutoencoderKL
-    return vae(
+def vae() -> Any:
+    build: Any = AutoencoderKL
+    return build(
         block_out_channels=(8, 16, 16, 16),
         down_block_types=("DownEncoderBlock2D",) * 4,
         up_block_types=("UpDecoderBlock2D",) * 4,

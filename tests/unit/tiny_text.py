@@ -17,6 +17,12 @@ TEMPLATE = (
     "{% for m in messages %}{% if m.role == 'system' %}{{ raise_exception('no system') }}{% endif %}"
     "{{ m.role }}: {{ m.content }}\n{% endfor %}{% if add_generation_prompt %}assistant:{% endif %}"
 )
+TOOL_TEMPLATE = (
+    "{% if tools %}{{ tools | tojson }} Call them as <tool_call>.\n{% endif %}"
+    "{% for m in messages %}{{ m.role }}: {{ m.content }}{% for c in m.tool_calls %}<tool_call>"
+    '{"name": "{{ c.function.name }}", "arguments": {{ c.function.arguments | tojson }}}</tool_call>'
+    "{% endfor %}\n{% endfor %}{% if add_generation_prompt %}assistant:{% endif %}"
+)
 WORDS = "hello world, a red circle on a blue background and a green star. 🙂 été "
 
 SHAPES: dict[str, dict[str, Any]] = {

@@ -1,0 +1,129 @@
+"""/api/generate and /api/chat: newline-delimited JSON, streamed unless told not to."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import AsyncGenerator, Callable
+from contextlib import aclosing
+from dataclasses import replace
+from typing import Any
+
+from starlette.responses import JSONResponse, Response
+
+from gateway.answers import last_event, result_of
+from gateway.doors import Call, Door, native
+from gateway.ollama.models import known
+from gateway.ollama.wire import Asked, OllamaChat, OllamaGenerate, refuse, told
+from gateway.streams import ClosingStream, peek, rejoin
+from gateway.text import text_jobs
+from gateway.text_schemas import TextRequest
+from jobs import Done, Event, JobError, TextDelta, TextResult
+
+NDJSON = "application/x-ndjson"
+Say = Callable[[str, TextResult | None], dict[str, Any]]
+"""A piece of text in the answer's own words; the result comes with the last."""
+
+
+async def generate(request: OllamaGenerate, call: Call) -> Response:
+    prompt = request.prompt or ""
+    if not prompt:
+        known(request.model, call)
+        return JSONResponse(told(request.model, {"response": "", "done": True, "done_reason": "load"}))
+    fields = request.as_native(call)
+    if request.raw:
+        fields["prompt"] = prompt
+    else:
+        system = [{"role": "system", "content": request.system}] if request.system else []
+        fields["messages"] = [*system, {"role": "user", "content": prompt}]
+    return await _answer(request, fields, call, lambda text, _: {"response": text})
+
+
+async def chat(request: OllamaChat, call: Call) -> Response:
+    fields = {
+        **request.as_native(call),
+        "messages": [turn.as_native() for turn in request.messages],
+        "tools": [tool.model_dump() for tool in request.tools or ()],
+    }
+    return await _answer(request, fields, call, _message)
+
+
+def _message(text: str, result: TextResult | None) -> dict[str, Any]:
+    said: dict[str, Any] = {"role": "assistant", "content": text}
+    if result is not None and result.tool_calls:
+        said["tool_calls"] = [
+            {"function": {"name": each.name, "arguments": json.loads(each.arguments)}}
+            for each in result.tool_calls
+        ]
+    return {"message": said}
+
+
+async def _answer(request: Asked, fields: dict[str, Any], call: Call, say: Say) -> Response:
+    asked = native(TextRequest, fields, {"repetition_penalty": "options.repeat_penalty"})
+    asked.max_tokens = request.most_tokens()
+    (job,) = text_jobs(asked, call.ticket, call.options.timeout_s)
+    job = replace(job, keep_alive_s=request.keep_alive_s())
+    events = call.runners["text"].run(job)
+    headers = {"X-Seed": str(job.seed)}
+    if not job.stream:
+        done = await last_event(events)
+        result = result_of(done, TextResult)
+        return JSONResponse(
+            told(request.model, {**say(result.text, result), **_ending(done)}), headers=headers
+        )
+    content = _lines(request, rejoin(await peek(events), events), say)
+    return ClosingStream(content, NDJSON, headers)
+
+
+async def _lines(
+    request: Asked, events: AsyncGenerator[Event, None], say: Say
+) -> AsyncGenerator[bytes, None]:
+    try:
+        async with aclosing(events):
+            async for event in events:
+                if isinstance(event, TextDelta):
+                    yield _line(told(request.model, {**say(event.text, None), "done": False}))
+                elif isinstance(event, Done):
+                    result = result_of(event, TextResult)
+                    yield _line(told(request.model, {**say("", result), **_ending(event)}))
+    except JobError as error:
+        yield _line({"error": error.message})
+
+
+def _line(told: dict[str, Any]) -> bytes:
+    return json.dumps(told).encode("ascii") + b"\n"
+
+
+def _ending(done: Done) -> dict[str, Any]:
+    """Times in nanoseconds. Reading the prompt and writing are not told apart: `eval_duration` is of both."""
+    result = result_of(done, TextResult)
+    return {
+        "done": True,
+        "done_reason": "length" if result.finish_reason == "length" else "stop",
+        "total_duration": round(done.total_ms * 1e6),
+        "load_duration": round(done.queue_ms * 1e6),
+        "prompt_eval_count": result.prompt_tokens,
+        "eval_count": result.completion_tokens,
+        "eval_duration": round((done.total_ms - done.queue_ms) * 1e6),
+    }
+
+
+DOORS = (
+    Door(
+        method="POST",
+        path="/api/generate",
+        summary="Ollama: answers a prompt.",
+        request=OllamaGenerate,
+        answer=generate,
+        media=(NDJSON, "application/json"),
+        refuse=refuse,
+    ),
+    Door(
+        method="POST",
+        path="/api/chat",
+        summary="Ollama: goes on with a conversation.",
+        request=OllamaChat,
+        answer=chat,
+        media=(NDJSON, "application/json"),
+        refuse=refuse,
+    ),
+)

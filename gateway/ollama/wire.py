@@ -1,0 +1,173 @@
+"""What /api/generate, /api/chat and /api/show may be asked, and what every answer of /api has."""
+
+from __future__ import annotations
+
+import json
+import re
+from datetime import UTC, datetime
+from typing import Any, Literal
+
+from pydantic import Field
+from pydantic_core import PydanticUndefined
+from starlette.responses import Response
+
+from gateway.doors import Call, Wire, like
+from gateway.errors import ErrorResponse
+from gateway.explain import invalid
+from gateway.schemas import NO_NUL, Seed, Whole
+from gateway.text_schemas import ChatMessage, JsonSchema, StopStrings, TextRequest, ToolName, ToolSpec
+from jobs import JobError
+
+_DURATION = re.compile(r"(-?)(?:([0-9]{1,6})h)?(?:([0-9]{1,6})m)?(?:([0-9]{1,9}(?:[.][0-9]+)?)s?)?")
+
+
+def seconds(text: str) -> float:
+    """`5m`, `1h30m`, `90s`, `-1`. Raises `JobError`."""
+    match = _DURATION.fullmatch(text)
+    if match is None or not any(match.groups()[1:]):
+        message = "`keep_alive` must be seconds or a duration like 5m or 1h30m."
+        raise invalid(message, "invalid_field", "keep_alive")
+    sign, hours, minutes, rest = match.groups()
+    total = float(hours or 0) * 3600 + float(minutes or 0) * 60 + float(rest or 0)
+    return -total if sign else total
+
+
+def told(model: str, said: dict[str, Any]) -> dict[str, Any]:
+    """A line of an answer."""
+    return {"model": model, "created_at": datetime.now(UTC).isoformat().replace("+00:00", "Z"), **said}
+
+
+def plain_name(name: str) -> str:
+    """A tag says which build of a model is meant, and here each has one."""
+    return name.removesuffix(":latest")
+
+
+def refuse(error: JobError) -> Response:
+    """Ollama's errors are one string."""
+    return ErrorResponse(error, content={"error": error.message})
+
+
+def _model() -> Any:
+    return like(TextRequest, "model", annotation=str, default=PydanticUndefined, examples=["tiny-llama"])
+
+
+class Options(Wire):
+    """How tokens are chosen."""
+
+    temperature: float | None = like(TextRequest, "temperature", default=None)
+    top_k: Whole | None = like(TextRequest, "top_k", default=None)
+    top_p: float | None = like(TextRequest, "top_p", default=None)
+    min_p: float | None = like(TextRequest, "min_p", default=None)
+    repeat_penalty: float | None = like(TextRequest, "repetition_penalty", default=None)
+    presence_penalty: float | None = like(TextRequest, "presence_penalty", default=None)
+    frequency_penalty: float | None = like(TextRequest, "frequency_penalty", default=None)
+    seed: Seed = None
+    stop: StopStrings | None = like(TextRequest, "stop")
+    num_predict: Whole | None = Field(
+        None, ge=-2, le=131_072, description="Most tokens to write; below 0 what the context leaves."
+    )
+
+
+class Asked(Wire):
+    """What generate and chat have in common."""
+
+    model: str = _model()
+    stream: bool | None = Field(None, description="Line by line, as it is made; false for the whole at once.")
+    format: Literal["", "json"] | JsonSchema | None = Field(None, description="json, or a JSON schema.")
+    options: Options | None = Field(None, description="How tokens are chosen.")
+    keep_alive: float | str | None = Field(
+        None, description="How long the model stays in memory: seconds, or 5m; below 0 for good."
+    )
+    think: Literal[False] | None = Field(None, description="Models do not think aloud.")
+
+    def as_native(self, call: Call) -> dict[str, Any]:
+        """Raises `JobError`."""
+        given = self.options or Options.model_validate({})
+        same = ("temperature", "top_k", "top_p", "min_p", "presence_penalty", "frequency_penalty")
+        return {
+            **{name: getattr(given, name) for name in (*same, "seed", "stop")},
+            "model": call.model_name(plain_name(self.model), "text"),
+            "repetition_penalty": given.repeat_penalty,
+            "stream": self.stream is not False,
+            "response_format": self._form(),
+        }
+
+    def most_tokens(self) -> int | None:
+        most = self.options.num_predict if self.options else None
+        return None if most is None or most < 1 else most
+
+    def keep_alive_s(self) -> float | None:
+        """Raises `JobError`."""
+        return seconds(self.keep_alive) if isinstance(self.keep_alive, str) else self.keep_alive
+
+    def _form(self) -> dict[str, Any] | None:
+        if not self.format:
+            return None
+        if self.format == "json":
+            return {"type": "json_object"}
+        return {"type": "json_schema", "json_schema": self.format}
+
+
+class OllamaGenerate(Asked):
+    """A prompt, through the chat template unless `raw`."""
+
+    prompt: str | None = Field(
+        None, max_length=32768, pattern=NO_NUL, description="What to answer, or with raw to continue."
+    )
+    system: str | None = Field(None, max_length=32768, pattern=NO_NUL, description="How to answer it.")
+    raw: bool | None = Field(None, description="Continue the prompt as it stands.")
+
+
+class Function(Wire):
+    name: ToolName
+    arguments: JsonSchema
+
+
+class Called(Wire):
+    """A tool that an assistant's turn has asked for."""
+
+    function: Function
+
+
+class Turn(Wire):
+    """One turn of a conversation."""
+
+    role: Literal["system", "user", "assistant", "tool"] = Field(description="Who says it.")
+    content: str | None = like(ChatMessage, "content", default=None)
+    tool_calls: list[Called] | None = Field(None, max_length=16, description="What an assistant asked for.")
+    tool_name: str | None = Field(None, max_length=64, pattern=NO_NUL, description="The tool that answers.")
+
+    def as_native(self) -> dict[str, Any]:
+        calls = [
+            {
+                "id": f"call_{place}",
+                "type": "function",
+                "function": {"name": call.function.name, "arguments": json.dumps(call.function.arguments)},
+            }
+            for place, call in enumerate(self.tool_calls or ())
+        ]
+        return {
+            "role": self.role,
+            "content": self.content or "",
+            "tool_calls": calls,
+            "name": self.tool_name,
+        }
+
+
+class OllamaChat(Asked):
+    """A conversation to go on with."""
+
+    messages: list[Turn] = Field(
+        min_length=1,
+        max_length=64,
+        description="The conversation so far.",
+        examples=[[{"role": "user", "content": "What is a star?"}]],
+    )
+    tools: list[ToolSpec] | None = Field(None, max_length=32, description="What the model may ask for.")
+
+
+class OllamaShow(Wire):
+    """A model to tell of."""
+
+    model: str = _model()
+    verbose: bool | None = Field(None, description="There is no more to tell.")

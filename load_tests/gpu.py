@@ -1,0 +1,164 @@
+"""What a GPU gives: pictures of Stable Diffusion 1.5, 512x512 in bf16, 1 to 32 at once, and the card's limit.
+
+    make bench-gpu
+
+Speed does not depend on weights, so the model is made from its published configuration with random ones:
+nothing is downloaded. Needs torch, diffusers and transformers on a CUDA machine, and no BentoML.
+"""
+
+from __future__ import annotations
+
+import argparse
+import time
+from collections.abc import Sequence
+from typing import Any
+
+import torch
+from diffusers.models.autoencoders.autoencoder_kl import AutoencoderKL
+from diffusers.models.unets.unet_2d_condition import UNet2DConditionModel
+from transformers import CLIPTextConfig, CLIPTextModel, CLIPTokenizer
+
+from jobs import ImageJob
+from load_tests.report import Record, write_results
+from models.image.parts import Parts
+from models.image.row import Row
+from models.image.stable_diffusion import StableDiffusion
+from models.image.text_encoder import PromptTokenizer, TextEncoder
+from models.image.vae import Vae
+from models.protocol import ModelSpec
+from models.sources import EMBEDDED
+
+GUIDED_STEP_TFLOP = 1.606
+"""Of SD 1.5 at 512x512: 401.6 GMAC a UNet row, two rows a guided step."""
+DECODE_TFLOP = 2.51
+LIMIT_TFLOPS = 790.0
+"""Measured on one H200, bf16 products of matrices."""
+COLUMNS = ("batch", "guided_steps_per_s", "images_per_s", "tflops", "share_of_limit", "memory_gib")
+SCHEDULE = {
+    "beta_start": 0.00085,
+    "beta_end": 0.012,
+    "beta_schedule": "scaled_linear",
+    "clip_sample": False,
+    "set_alpha_to_one": False,
+    "steps_offset": 1,
+}
+
+
+def random_sd15(device: str, most_rows: int) -> StableDiffusion:
+    """Stable Diffusion 1.5 by its published configuration, bf16, its UNet compiled."""
+    dtype, where = torch.bfloat16, torch.device(device)
+    text = CLIPTextConfig(
+        hidden_size=768, intermediate_size=3072, num_hidden_layers=12, num_attention_heads=12
+    )
+    unet_kind, vae_kind, text_kind = _any(UNet2DConditionModel), _any(AutoencoderKL), _any(CLIPTextModel)
+    with torch.device(where):
+        unet = unet_kind(sample_size=64, cross_attention_dim=768, attention_head_dim=8)
+        vae = vae_kind(
+            block_out_channels=(128, 256, 512, 512),
+            down_block_types=("DownEncoderBlock2D",) * 4,
+            up_block_types=("UpDecoderBlock2D",) * 4,
+            layers_per_block=2,
+            sample_size=512,
+        )
+        encoder = text_kind(text)
+    for module in (unet, vae, encoder):
+        module.to(dtype).eval().requires_grad_(False)
+    for module in (unet, vae):
+        module.to(memory_format=torch.channels_last)
+    # Random weights understand no words: any tokenizer will do.
+    tokenizer = CLIPTokenizer.from_pretrained(EMBEDDED / "tiny-sd" / "tokenizer", local_files_only=True)
+    parts = Parts(
+        text_encoders=(TextEncoder("text_encoder", encoder, PromptTokenizer(tokenizer, 77), "last"),),
+        unet=unet,
+        vae=Vae(vae, where),
+        scheduler_config=dict(SCHEDULE),
+        device=where,
+        dtype=dtype,
+        compiled_unet=torch.compile(unet, dynamic=False),
+    )
+    spec = ModelSpec(name="sd15", folder=EMBEDDED, device=device, dtype="bfloat16", max_rows=2 * most_rows)
+    return StableDiffusion(spec, parts)
+
+
+def _any(kind: Any) -> Any:
+    return kind
+
+
+def measure(model: StableDiffusion, batches: Sequence[int], steps: int) -> list[Record]:
+    """Draws each batch once to compile what it needs, and once with a clock."""
+    records: list[Record] = []
+    for batch in batches:
+        _draw(model, batch, 2)
+        steps_s, whole_s = _draw(model, batch, steps)
+        tflops = batch * (steps * GUIDED_STEP_TFLOP + DECODE_TFLOP) / whole_s
+        records.append(
+            {
+                "batch": batch,
+                "guided_steps_per_s": round(batch * steps / steps_s, 3),
+                "images_per_s": round(batch / whole_s, 3),
+                "tflops": round(tflops, 2),
+                "share_of_limit": round(tflops / LIMIT_TFLOPS, 4),
+                "memory_gib": round(_peak_gib(), 2),
+            }
+        )
+    return records
+
+
+def _draw(model: StableDiffusion, batch: int, steps: int) -> tuple[float, float]:
+    """Seconds of the denoising steps, and of the whole: encoded, denoised, decoded."""
+    began = _now_s()
+    rows = [model.prepare(_job(seed, steps)) for seed in range(batch)]
+    for row in rows:
+        model.reserve(row)
+    seconds = {"denoise": 0.0}
+    while (lane := model.lane(rows[0])) is not None:
+        started = _now_s()
+        most = max(1, int(model.budget(lane) // model.cost(rows[0])))
+        for at in range(0, batch, most):
+            model.step(lane, rows[at : at + most])
+        seconds[lane.stage] = seconds.get(lane.stage, 0.0) + _now_s() - started
+    _release(model, rows)
+    return seconds["denoise"], _now_s() - began
+
+
+def _release(model: StableDiffusion, rows: Sequence[Row]) -> None:
+    for row in rows:
+        model.release(row)
+
+
+def _job(seed: int, steps: int) -> ImageJob:
+    return ImageJob(
+        id=str(seed),
+        timeout_s=600,
+        seed=seed,
+        prompt="a red circle",
+        num_inference_steps=steps,
+        guidance_scale=7.5,
+        scheduler="ddim",
+    )
+
+
+def _now_s() -> float:
+    if torch.cuda.is_available():
+        torch.cuda.synchronize()
+    return time.perf_counter()
+
+
+def _peak_gib() -> float:
+    return torch.cuda.max_memory_allocated() / 2**30 if torch.cuda.is_available() else 0.0
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__)
+    parser.add_argument("--batches", default="1,2,4,8,16,32")
+    parser.add_argument("--steps", type=int, default=20)
+    args = parser.parse_args()
+    if not torch.cuda.is_available():
+        raise SystemExit("This machine shows no GPU: nothing was measured.")
+    batches = [int(each) for each in args.batches.split(",")]
+    records = measure(random_sd15("cuda:0", max(batches)), batches, args.steps)
+    write_results("gpu-image", records, COLUMNS, gpu=torch.cuda.get_device_name())
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,37 @@
+"""Linear layers in 8 or 4 bits by bitsandbytes, for cards that are too small; also on a CPU."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import bitsandbytes.nn
+import torch
+
+bnb: Any = bitsandbytes.nn  # its types describe other signatures than it has
+_BLOCK = 64
+"""Weights that share a scale in 4 bits: a layer of another width stays as it is."""
+
+
+def quantize(root: torch.nn.Module, quantization: str, dtype: torch.dtype) -> None:
+    """Replaces the linear layers of `root`; their weights shrink when they are moved to their device.
+
+    Convolutions and norms stay as they are.
+    """
+    for module in list(root.modules()):
+        for name, child in list(module.named_children()):
+            if type(child) is torch.nn.Linear and not child.in_features % _BLOCK:
+                setattr(module, name, _shrunk(child, quantization, dtype))
+
+
+def _shrunk(layer: torch.nn.Linear, quantization: str, dtype: torch.dtype) -> torch.nn.Module:
+    bias: Any = layer.bias  # which torch says is never None
+    sizes = (layer.in_features, layer.out_features, bias is not None)
+    if quantization == "int8":
+        made = bnb.Linear8bitLt(*sizes, has_fp16_weights=False)
+        made.weight = bnb.Int8Params(layer.weight.data, requires_grad=False, has_fp16_weights=False)
+    else:
+        made = bnb.Linear4bit(*sizes, compute_dtype=dtype, quant_type="nf4")
+        made.weight = bnb.Params4bit(layer.weight.data, requires_grad=False, quant_type="nf4")
+    if bias is not None:
+        made.bias = bias
+    return made
