@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import base64
 import hmac
 import logging
 import time
@@ -50,6 +51,19 @@ def _too_many(message: str, retry_after_s: float) -> JobError:
     return JobError(ErrorKind.OVERLOADED, message, code="rate_limit_exceeded", retry_after_s=retry_after_s)
 
 
+def _given(headers: Headers, by_password: bool) -> str:
+    """What the request has for a key, empty for nothing."""
+    scheme, _, text = headers.get("authorization", "").partition(" ")
+    if scheme.lower() == "bearer":
+        return text.strip()
+    if scheme.lower() == "basic" and by_password:
+        try:
+            return base64.b64decode(text, validate=True).decode("ascii").partition(":")[2]
+        except ValueError:
+            return ""
+    return ""
+
+
 class Guard:
     """Lets requests in: everybody while the store has no key, and from the first one on none without."""
 
@@ -61,22 +75,27 @@ class Guard:
         self._reading = asyncio.Lock()
         self._visits: dict[str, Visits] = {}
 
-    async def key_of(self, headers: Headers) -> Key | None:
-        """None while there are no keys. Raises `HttpError` (401), `JobError` when the store fails."""
+    async def key_of(self, headers: Headers, *, by_password: bool = False) -> Key | None:
+        """None while there are no keys. Raises `HttpError` (401), `JobError` when the store fails.
+
+        `by_password`: the key may also be a browser's password (RFC 7617), under any user name.
+        """
         keys = await self._known()
         if not keys:
             return None
-        scheme, _, text = headers.get("authorization", "").partition(" ")
-        parts = text.strip().split("_", 2)
+        text = _given(headers, by_password)
+        parts = text.split("_", 2)
         key = keys.get(parts[1]) if len(parts) == 3 and parts[0] == PREFIX else None
         # Compared even when no such key is there, so that the time tells nothing.
-        given = hashed(text.strip(), self._secret())
+        given = hashed(text, self._secret())
         good = hmac.compare_digest(given, key.hash if key is not None else "0" * len(given))
-        if key is None or not good or key.revoked_at is not None or scheme.lower() != "bearer":
+        if key is None or not good or key.revoked_at is not None:
             error = HttpError(
                 401, "Give a key that is valid here: Authorization: Bearer tt_...", "invalid_api_key"
             )
-            error.headers["WWW-Authenticate"] = "Bearer"
+            error.headers["WWW-Authenticate"] = (
+                'Basic realm="A key as the password"' if by_password else "Bearer"
+            )
             raise error
         return key
 

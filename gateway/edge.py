@@ -34,6 +34,7 @@ from gateway.limits import (
 )
 from gateway.office import Office
 from gateway.options import GatewayOptions
+from gateway.page import PAGE, page
 from gateway.sending import Answer, StreamAbortedError, Work
 from gateway.tickets import Ticket
 from gateway.visits import Visit
@@ -62,6 +63,7 @@ class Edge:
         self._office = office
         self._options = options
         self._own = {
+            PAGE: page,
             "/livez": self._alive,
             "/healthz": self._alive,
             "/readyz": readiness.response,
@@ -106,7 +108,7 @@ class Edge:
         if path in OPEN_ROUTES:
             await self._route(visit, receive, headers)
             return
-        key = await self._office.guard.key_of(headers)
+        key = await self._office.guard.key_of(headers, by_password=path == PAGE)
         visit.ticket = replace(visit.ticket, key=key)
         with self._office.guard.visit(key, path):
             await self._route(visit, receive, headers)

@@ -15,7 +15,9 @@ CREATED = 0
 
 
 def _card(model: ServedModel) -> Model:
-    return Model(id=model.name, object="model", created=CREATED, owned_by=model.licence or "unknown")
+    """OpenAI's card, and which endpoint the model is for."""
+    card = Model(id=model.name, object="model", created=CREATED, owned_by=model.licence or "unknown")
+    return card.model_copy(update={"modality": model.modality})
 
 
 async def all_models(_: None, call: Call) -> Response:

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import asyncio
+import base64
+import hashlib
 import json
 import time
 
@@ -43,10 +45,27 @@ async def test_with_a_key_in_the_store_every_route_needs_one(client: httpx.Async
     ]:
         answer = await client.request(method, path, json={"prompt": "x"})
         assert error_of(answer, 401)["code"] == "invalid_api_key", path
-        assert answer.headers["WWW-Authenticate"] == "Bearer"
+        assert answer.headers["WWW-Authenticate"].startswith("Basic " if path == "/" else "Bearer"), path
     assert (await client.get("/livez")).status_code == 200
     assert (await client.get("/readyz")).status_code == 200
     assert (await client.post("/text", json={"prompt": "x"}, headers=mine)).status_code == 200
+
+
+async def test_a_browser_opens_the_page_with_a_key_as_its_password(
+    client: httpx.AsyncClient, make: Make
+) -> None:
+    page = await client.get("/")
+    policy = page.headers["Content-Security-Policy"]
+    script = page.text.partition("<script>")[2].partition("</script>")[0]
+    assert base64.b64encode(hashlib.sha256(script.encode()).digest()).decode() in policy
+    assert "://" not in page.text, "the page must load nothing from elsewhere"
+    _, mine = make()
+    key = mine["Authorization"].removeprefix("Bearer ")
+    await asyncio.sleep(FRESH_S)
+    assert (await client.get("/", auth=("me", key))).status_code == 200
+    for password in (key[:-1], "", "é"):
+        assert (await client.get("/", auth=("me", password))).status_code == 401
+    assert (await client.get("/v1/models", auth=("me", key))).status_code == 401
 
 
 async def test_a_wrong_or_revoked_key_is_refused(

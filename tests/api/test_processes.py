@@ -105,9 +105,8 @@ def test_no_bytes_of_a_pickle_are_loaded(client: httpx.Client) -> None:
 def test_metrics_page_and_documents(client: httpx.Client) -> None:
     client.post("/text", json={"prompt": "x"})
     metrics = client.get("/metrics").text
-    assert 'endpoint="/text"' in metrics
-    assert "fake-text" in metrics  # of all processes
-    assert "<html" in client.get("/").text
+    assert 'triptych_requests_total{outcome="ok",route="/text"}' in metrics
+    assert "<title>Triptych</title>" in client.get("/").text
     assert client.get("/docs.json").json()["openapi"] == "3.1.0"
 
 
