@@ -5,7 +5,9 @@ from __future__ import annotations
 import typer
 
 from commands import keys, models
+from commands.doctor import doctor
 from commands.fetch import import_model, pull
+from commands.plan import plan
 from commands.serve import serve
 from commands.terminal import EXIT_CODES, Commands
 from commands.usage import usage
@@ -26,6 +28,8 @@ def triptych() -> None:
 
 
 app.command()(serve)
+app.command()(plan)
+app.command()(doctor)
 models.app.command("pull")(pull)
 models.app.command("import")(import_model)
 app.add_typer(models.app, name="models")

@@ -55,6 +55,8 @@ class Settings(BaseSettings):
     """Where the image runner is served on its own."""
     speech_runner_url: str | None = None
     """Where the speech runner is served on its own."""
+    runners: Annotated[str, Field(pattern=r"^((text|image|speech)(,(text|image|speech))*)?$")] = ""
+    """Which runners this machine has, as in `text,image`; empty for those that have no address above."""
     queue_size: Annotated[int, Field(ge=1, le=10_000)] = 64
     """How many jobs may wait in each runner; one more is refused at once. A gateway sends it 80 at most."""
     timeout_s: Annotated[float, Field(gt=0, le=86_400)] = 300
@@ -93,6 +95,16 @@ class Settings(BaseSettings):
     @property
     def store(self) -> str:
         return self.store_url or f"sqlite:///{Path(self.state_dir).absolute()}/triptych.db"
+
+    def runners_here(self) -> frozenset[str]:
+        """The modalities whose runners share this machine."""
+        away = {
+            "text": self.text_runner_url,
+            "image": self.image_runner_url,
+            "speech": self.speech_runner_url,
+        }
+        named = frozenset(each.strip() for each in self.runners.split(",") if each.strip())
+        return named or frozenset(each for each, url in away.items() if url is None)
 
     @classmethod
     def settings_customise_sources(

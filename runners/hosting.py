@@ -17,7 +17,7 @@ from pydantic import ValidationError
 
 from jobs import Done, ErrorKind, Event, Failed, Job, JobError, decode_job, encode_event
 from models.catalog import CatalogError, Entry, Modality, models_served
-from runners.placement import Placement, PlacementError, place
+from runners.placement import Placement, PlacementError, place, use_own_cards
 from settings import Settings, SettingsError, settings
 from untimed import UntimedService
 
@@ -126,7 +126,9 @@ class Runner:
                 self._down(f"the profile {options.profile} has no {self.modality} model")
                 return
             placement = place(self.modality, options)
+            use_own_cards(placement)
             _share_cores(placement.cpu_threads)
+            entries = placement.applied(entries)
             backend = self.build(entries, placement, options)
             asyncio.run(_answer(backend, self.warm_up_job()))
         except (LoadError, CatalogError, SettingsError, PlacementError) as error:

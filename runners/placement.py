@@ -1,59 +1,114 @@
-"""Which runner is on which GPU, with how much of it; on a CPU, with how many threads."""
+"""What a runner is told of its place: its device, its part of it, its threads and precisions."""
 
 from __future__ import annotations
 
+import importlib.util
+import logging
 import os
-from dataclasses import dataclass
+from collections.abc import Mapping
+from dataclasses import dataclass, field
 
-import pynvml
-
-from models.catalog import Modality
+from models.catalog import Entry, Modality, models_served
+from runners.demand import want
+from runners.machine import Machine, PlacementError, this_machine, visible_cards
+from runners.plan import Plan, make_plan
+from runners.seating import Seat
 from settings import Settings
 
-GPU_MEMORY_SHARED = 0.9
-"""The part of a card that runners divide among themselves; the rest is for its driver and fragmentation."""
+__all__ = ["Placement", "PlacementError", "place", "plan_for", "seen_cards", "use_own_cards"]
+
+
+log = logging.getLogger("triptych.runner")
 
 
 @dataclass(frozen=True, slots=True)
 class Placement:
     device: str
-    """As torch names it: `cpu`, `cuda:0`."""
+    """As torch names it: `cpu`, `cuda:0`. A runner sees only its own cards, so its first is 0."""
     gpu_memory_fraction: float
-    """The part of the card's memory that this runner may plan with; 0 on a CPU."""
+    """The part of each card's memory that this runner may plan with; 0 on a CPU."""
     cpu_threads: int
+    cards: tuple[int, ...] = ()
+    """Its cards, among those this service may use; more than one where its model spans them."""
+    memory_gib: float = 0.0
+    """What it may take: of each of its cards, or of the machine's memory on a CPU."""
+    precisions: Mapping[str, str] = field(default_factory=dict[str, str])
+    """Of each of its models, where the plan chose another than the catalog's."""
+    rows: Mapping[str, int] = field(default_factory=dict[str, int])
+    """Requests in flight on each of its models, where the plan chose fewer than the catalog."""
+
+    def applied(self, entries: Mapping[str, Entry]) -> dict[str, Entry]:
+        """The catalog's entries with what the plan chose."""
+        return {
+            name: entry.model_copy(
+                update={
+                    "precision": self.precisions.get(name, entry.precision),
+                    "max_rows": self.rows.get(name, entry.max_rows),
+                }
+            )
+            for name, entry in entries.items()
+        }
 
 
-class PlacementError(Exception):
-    """What was asked for is not there; the message says so."""
+def place(modality: Modality, settings: Settings, *, machine: Machine | None = None) -> Placement:
+    """A runner's own part of the plan that all runners make alike. Raises `PlacementError`.
 
-
-def place(
-    modality: Modality, settings: Settings, *, gpus: int | None = None, cores: int | None = None
-) -> Placement:
-    """Deals runners out over the cards in turn, text first; those on one card share its memory equally.
-
-    `gpus` and `cores` are this machine's unless given. Raises `PlacementError`.
+    `machine` is this one unless given.
     """
-    threads = settings.cpu_threads or max(1, (cores or len(os.sched_getaffinity(0))) // 2)
-    if settings.device == "cpu":
-        return Placement("cpu", 0.0, threads)
-    gpus = count_gpus() if gpus is None else gpus
-    if gpus == 0:
-        if settings.device == "cuda":
-            raise PlacementError("TRIPTYCH_DEVICE is cuda, but this machine shows no GPU.")
-        return Placement("cpu", 0.0, threads)
-    cards = {each: index % gpus for index, each in enumerate(Modality)}
-    sharing = sum(card == cards[modality] for card in cards.values())
-    return Placement(f"cuda:{cards[modality]}", GPU_MEMORY_SHARED / sharing, threads)
+    machine = machine or this_machine()
+    if settings.device == "cuda" and not machine.cards:
+        raise PlacementError("TRIPTYCH_DEVICE is cuda, but this machine shows no GPU.")
+    plan = plan_for(settings, machine)
+    seat = plan.seat(modality)
+    if seat is not None:
+        return _told(seat)
+    if plan.problem and (settings.device == "cpu" or not machine.cards):
+        log.warning("%s The runner tries all the same.", plan.problem)  # memory can be swapped, cards cannot
+        return Placement("cpu", 0.0, settings.cpu_threads or max(1, machine.cores // 2))
+    raise PlacementError(plan.problem or f"TRIPTYCH_RUNNERS has no {modality} runner.")
 
 
-def count_gpus() -> int:
-    """The cards this process may use: those in CUDA_VISIBLE_DEVICES, else all that the driver shows."""
-    visible = os.environ.get("CUDA_VISIBLE_DEVICES")
-    if visible is not None:
-        return len([card for card in visible.split(",") if card.strip() not in ("", "-1")])
-    try:
-        pynvml.nvmlInit()
-        return int(pynvml.nvmlDeviceGetCount())
-    except pynvml.NVMLError:
-        return 0
+def plan_for(
+    settings: Settings,
+    machine: Machine,
+    *,
+    replicas: Mapping[Modality, int] | None = None,
+    spans: bool | None = None,
+) -> Plan:
+    """Of the profile's runners that this machine has: those that are not reached by an address.
+
+    `spans`: whether text's engine can put one model on several cards; None for what is installed here.
+    """
+    wants = [
+        want(modality, entries, (replicas or {}).get(modality, 1))
+        for modality in Modality
+        if modality in settings.runners_here() and (entries := models_served(settings.profile, modality))
+    ]
+    if spans is None:
+        spans = importlib.util.find_spec("vllm") is not None
+    spans = spans and settings.text_engine != "transformers"
+    return make_plan(machine, wants, device=settings.device, cpu_threads=settings.cpu_threads, spans=spans)
+
+
+def seen_cards(placement: Placement) -> str:
+    """CUDA_VISIBLE_DEVICES of a runner's process: its own cards, by the names they have for this service."""
+    names = visible_cards()
+    return ",".join(str(card) if names is None else names[card] for card in placement.cards)
+
+
+def use_own_cards(placement: Placement) -> None:
+    """Before anything in this process speaks to a card: it sees its own ones only."""
+    if placement.cards:
+        os.environ["CUDA_VISIBLE_DEVICES"] = seen_cards(placement)
+
+
+def _told(seat: Seat) -> Placement:
+    return Placement(
+        device="cuda:0" if seat.cards else "cpu",
+        gpu_memory_fraction=seat.fraction,
+        cpu_threads=seat.cpu_threads,
+        cards=seat.cards,
+        memory_gib=seat.has_gib,
+        precisions={load.name: load.chosen(seat.device) for load in seat.want.loads if load.step > 0},
+        rows={load.name: load.rows for load in seat.want.loads},
+    )

@@ -18,7 +18,7 @@ class TextRunner(Runner):
     modality = Modality.TEXT
 
     def build(self, entries: dict[str, Entry], placement: Placement, options: Settings) -> Backend:
-        if wants_vllm(placement, options):
+        if wants_vllm(entries, placement, options):
             from runners.vllm import vllm_backend
 
             return vllm_backend(entries, placement, options)
@@ -30,7 +30,9 @@ class TextRunner(Runner):
         return TextJob(id="warm-up", timeout_s=600, seed=0, prompt="Hello", max_tokens=4, temperature=0)
 
 
-def wants_vllm(placement: Placement, options: Settings) -> bool:
+def wants_vllm(entries: dict[str, Entry], placement: Placement, options: Settings) -> bool:
     if options.text_engine == "auto":
-        return placement.device != "cpu" and importlib.util.find_spec("vllm") is not None
+        # vLLM has no bitsandbytes: a model that fits only when quantized runs on ours.
+        plain = all(entry.precision not in ("int8", "int4") for entry in entries.values())
+        return plain and placement.device != "cpu" and importlib.util.find_spec("vllm") is not None
     return options.text_engine == "vllm"

@@ -32,7 +32,9 @@ def vllm_backend(entries: dict[str, Entry], placement: Placement, options: Setti
         raise LoadError(f"vLLM serves one model a runner, and the profile has {', '.join(entries)}.")
     name, entry = next(iter(entries.items()))
     how = VllmOptions(
-        max_waiting=options.queue_size, gpu_memory_fraction=placement.gpu_memory_fraction or 0.9
+        max_waiting=options.queue_size,
+        gpu_memory_fraction=placement.gpu_memory_fraction or 0.9,
+        tensor_parallel=max(1, len(placement.cards)),
     )
     try:
         return VllmBackend(VllmText(spec_of(name, entry, placement.device), how), EngineMetrics("text"))

@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import json
+
 import pytest
-from typer.testing import CliRunner
+from typer.testing import CliRunner, Result
 
 from cli import app
 from settings import settings
@@ -19,6 +21,58 @@ def test_an_unknown_command_is_a_wrong_command_line() -> None:
     result = CliRunner().invoke(app, ["swerve"])
     assert result.exit_code == 2
     assert "serve" in result.stderr
+
+
+def run(*arguments: str) -> Result:
+    settings.cache_clear()
+    result = CliRunner().invoke(app, arguments)
+    settings.cache_clear()
+    assert "Traceback" not in result.output
+    return result
+
+
+def test_plan_says_who_goes_where(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("TRIPTYCH_PROFILE", "standard")
+    made = json.loads(run("plan", "--gpus", "1x24GiB", "--json").stdout)
+    assert [each["cards"] for each in made["runners"]] == [[0], [0], [0]]
+    assert made["runners"][0]["cache_tokens"] > 100_000
+    two = json.loads(run("plan", "--gpus", "2x24GiB", "--replicas", "image=2", "--json").stdout)
+    assert [each["replica"] for each in two["runners"] if each["runner"] == "image"] == [0, 1]
+    said = run("plan", "--gpus", "1x24GiB").stdout
+    assert "stable-diffusion-v1-5 bfloat16" in said
+    assert "Everything fits." in said
+
+
+def test_a_plan_that_does_not_fit_says_what_would(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("TRIPTYCH_PROFILE", "standard")
+    monkeypatch.setenv("TRIPTYCH_DEVICE", "cuda")
+    result = run("plan", "--gpus", "1x2GiB")
+    assert result.exit_code == 1
+    assert "It would with 1 card of" in result.stderr
+
+
+@pytest.mark.parametrize(
+    "wrong",
+    [("--gpus", "24GiB"), ("--replicas", "image=0"), ("--replicas", "video=2"), ("--profile", "huge")],
+)
+def test_a_wrong_plan_is_a_wrong_command_line(wrong: tuple[str, str]) -> None:
+    assert run("plan", *wrong).exit_code == 2
+
+
+def test_doctor_tells_what_is_chosen_and_why() -> None:
+    result = run("doctor", "--json")
+    told = {each["what"]: each for each in json.loads(result.stdout)["findings"]}
+    assert {"Python", "machine", "text engine", "tiny-llama", "address", "disk"} <= set(told)
+    assert told["tiny-llama"]["state"] == "good"
+    assert result.exit_code == 0
+
+
+def test_doctor_fails_on_what_keeps_the_service_from_working(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("CUDA_VISIBLE_DEVICES", "")
+    monkeypatch.setenv("TRIPTYCH_DEVICE", "cuda")
+    result = run("doctor")
+    assert result.exit_code == 1
+    assert "none that the driver shows" in result.stdout
 
 
 @pytest.mark.parametrize(

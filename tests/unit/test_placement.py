@@ -1,47 +1,189 @@
-"""Who goes where, on simulated machines."""
+"""Who goes where, on simulated machines from none to eight cards."""
 
 from __future__ import annotations
 
 import pytest
 
-from models.catalog import Modality
-from runners.placement import PlacementError, count_gpus, place
+from models.catalog import Memory, Modality, models_served
+from runners.demand import Load, Want, want
+from runners.machine import Card, Machine, PlacementError, described, visible_cards
+from runners.placement import Placement, place, seen_cards
+from runners.plan import Plan, make_plan
 from settings import Settings
 
-
-def on(gpus: int, device: str = "auto", cores: int = 8, **options: int) -> dict[str, tuple[str, float, int]]:
-    chosen = Settings.model_validate({"device": device, **options})
-    placed = {each.value: place(each, chosen, gpus=gpus, cores=cores) for each in Modality}
-    return {name: (p.device, round(p.gpu_memory_fraction, 2), p.cpu_threads) for name, p in placed.items()}
+TEXT, IMAGE, SPEECH = Modality
+SHARED = 0.9
 
 
-def test_without_a_gpu_all_are_on_the_cpu_with_half_the_cores() -> None:
-    assert set(on(0).values()) == {("cpu", 0.0, 4)}
-    assert set(on(0, cores=1).values()) == {("cpu", 0.0, 1)}
-    assert set(on(0, cpu_threads=3).values()) == {("cpu", 0.0, 3)}
+def machine(*cards_gib: float, cores: int = 8, memory_gib: float = 64) -> Machine:
+    return Machine(tuple(Card(i, "card", size) for i, size in enumerate(cards_gib)), cores, memory_gib)
 
 
-def test_one_card_is_shared_equally() -> None:
-    assert {(device, share) for device, share, _ in on(1).values()} == {("cuda:0", 0.3)}
+def runner(modality: Modality, billions: float, *, precision: str = "auto", replicas: int = 1) -> Want:
+    """One model; text is quantizable and keeps a cache, a picture takes an eighth of a GiB a row."""
+    memory = Memory(
+        parameters=int(billions * 1e9),
+        quantizable=int(billions * 0.9e9) if modality is TEXT else 0,
+        cache_values_per_token=10_000 if modality is TEXT else 0,
+        context=2048 if modality is TEXT else 1,
+        work_values=2**26 if modality is IMAGE else 0,
+    )
+    return Want(modality, (Load(f"the {modality} model", precision, 8, memory),), replicas)
 
 
-def test_cards_are_dealt_out_in_turn() -> None:
-    two = on(2)
-    assert [two[name][:2] for name in ("text", "image", "speech")] == [
-        ("cuda:0", 0.45),
-        ("cuda:1", 0.9),
-        ("cuda:0", 0.45),
-    ]
-    assert [placed[0] for placed in on(8).values()] == ["cuda:0", "cuda:1", "cuda:2"]
+STANDARD = [runner(TEXT, 1.1), runner(IMAGE, 1.07), runner(SPEECH, 0.4)]
 
 
-def test_the_device_can_be_forced() -> None:
-    assert {device for device, *_ in on(2, device="cpu").values()} == {"cpu"}
+def seats(plan: Plan) -> dict[str, tuple[int, ...]]:
+    return {f"{seat.modality}{seat.replica or ''}": seat.cards for seat in plan.seats}
+
+
+def within_the_cards(plan: Plan) -> bool:
+    used = {card.index: 0.0 for card in plan.machine.cards}
+    for seat in plan.seats:
+        assert seat.has_gib >= seat.needs.total * 0.999
+        for card in seat.cards:
+            used[card] += seat.has_gib
+    return all(used[card.index] <= card.memory_gib * SHARED * 1.001 for card in plan.machine.cards)
+
+
+@pytest.mark.parametrize("count", range(9))
+def test_everybody_has_a_seat_and_no_card_is_overdrawn(count: int) -> None:
+    plan = make_plan(machine(*[24] * count), STANDARD)
+    assert not plan.problem
+    assert [seat.modality for seat in plan.seats] == [TEXT, IMAGE, SPEECH]
+    assert within_the_cards(plan)
+    assert len(set(seats(plan).values())) == max(1, min(count, 3))
+    assert any("Nothing is on card" in note for note in plan.notes) == (count > 3)
+
+
+def test_without_a_card_threads_and_memory_are_dealt_out() -> None:
+    plan = make_plan(machine(cores=8, memory_gib=64), STANDARD)
+    assert {seat.cpu_threads for seat in plan.seats} == {4}
+    assert sum(seat.has_gib for seat in plan.seats) == pytest.approx(64 * 0.8)
+    assert make_plan(machine(cores=1), STANDARD).seats[0].cpu_threads == 1
+    assert make_plan(machine(), STANDARD, cpu_threads=3).seats[0].cpu_threads == 3
+
+
+def test_texts_cache_gets_what_is_left() -> None:
+    plan = make_plan(machine(24), STANDARD)
+    text, image, speech = plan.seats
+    assert image.has_gib == pytest.approx(image.needs.total)
+    assert speech.has_gib == pytest.approx(speech.needs.total)
+    assert text.has_gib == pytest.approx(24 * SHARED - image.has_gib - speech.has_gib)
+    left = text.has_gib - text.needs.weights - text.needs.process
+    assert text.cache_tokens == pytest.approx(left * 2**30 / (10_000 * 2), rel=1e-3)
+    assert plan.seats[0].fraction == pytest.approx(text.has_gib / 24)
+
+
+def test_a_card_without_text_is_shared_in_proportion() -> None:
+    plan = make_plan(machine(24), [runner(IMAGE, 2), runner(SPEECH, 1)])
+    image, speech = plan.seats
+    assert image.has_gib / speech.has_gib == pytest.approx(image.needs.total / speech.needs.total)
+    assert image.has_gib + speech.has_gib == pytest.approx(24 * SHARED)
+
+
+def test_auto_precision_steps_down_and_a_fixed_one_does_not() -> None:
+    def chosen(card_gib: float, precision: str = "auto") -> str:
+        plan = make_plan(machine(card_gib), [runner(TEXT, 7, precision=precision)], device="cuda")
+        return plan.seats[0].want.loads[0].chosen("cuda") if plan.seats else plan.problem
+
+    assert [chosen(size) for size in (24, 12, 8)] == ["bfloat16", "int8", "int4"]
+    assert chosen(24, "int8") == "int8"
+    assert "It would with 1 card of 16 GiB" in chosen(12, "bfloat16")
+    notes = make_plan(machine(12), [runner(TEXT, 7)]).notes
+    assert notes == ("the text model is quantized to int8, or it would not fit.",)
+
+
+def test_fewer_requests_at_once_before_the_cpu() -> None:
+    plan = make_plan(machine(3.5), [runner(IMAGE, 1.07)])
+    (seat,) = plan.seats
+    assert seat.cards == (0,)
+    assert seat.want.loads[0].rows < 8
+    assert "requests at once instead of 8" in plan.notes[0]
+
+
+def test_the_smallest_runner_goes_to_the_cpu_when_nothing_else_helps() -> None:
+    plan = make_plan(machine(5, memory_gib=32), STANDARD)
+    assert seats(plan)["speech"] == ()
+    assert seats(plan)["text"] == (0,)
+    assert any("speech runs on the CPU" in note for note in plan.notes)
+    forced = make_plan(machine(5), STANDARD, device="cuda")
+    assert "or with TRIPTYCH_DEVICE=auto" in forced.problem
+    assert "It would with 1 card of 8 GiB" in forced.problem
+
+
+def test_one_model_may_span_cards_and_is_not_quantized_for_it() -> None:
+    large = [runner(TEXT, 14), runner(SPEECH, 0.4)]
+    plan = make_plan(machine(24, 24), large)
+    assert seats(plan)["text"] == (0, 1)
+    assert plan.seats[0].needs.weights == pytest.approx(14e9 * 2 / 2 / 2**30)
+    assert within_the_cards(plan)
+    assert make_plan(machine(24, 24), large, spans=False).seats[0].want.loads[0].chosen("cuda") == "int8"
+    assert len(seats(make_plan(machine(*[24] * 8), [runner(TEXT, 70)]))["text"]) == 8
+
+
+def test_replicas_are_on_cards_of_their_own() -> None:
+    plan = make_plan(machine(*[24] * 4), [*STANDARD[:1], runner(IMAGE, 1.07, replicas=3)])
+    assert len({cards for name, cards in seats(plan).items() if name.startswith("image")}) == 3
+    assert "does not fit" in make_plan(machine(24), [runner(IMAGE, 1, replicas=2)], device="cuda").problem
+
+
+def test_unequal_cards_are_filled_when_spreading_fails() -> None:
+    plan = make_plan(machine(8, 24), [runner(TEXT, 7, precision="bfloat16"), runner(IMAGE, 1.07)])
+    assert seats(plan) == {"text": (1,), "image": (0,)}
+
+
+def test_too_little_memory_is_said() -> None:
+    plan = make_plan(machine(memory_gib=1), STANDARD)
+    assert not plan.seats
+    assert "GiB of memory" in plan.problem
+
+
+def test_runners_obey_the_plan() -> None:
+    """Each finds its own part; one served alone has the machine for itself; a device can be forced."""
+    wanted = Settings.model_validate({"profile": "standard"})
+    two = machine(24, 24)
+    placed = {each: place(each, wanted, machine=two) for each in Modality}
+    assert {placement.device for placement in placed.values()} == {"cuda:0"}
+    assert {placement.cards for placement in placed.values()} == {(0,), (1,)}
+    alone = place(IMAGE, Settings.model_validate({"profile": "standard", "runners": "image"}), machine=two)
+    assert alone.gpu_memory_fraction == pytest.approx(SHARED)
+    assert place(TEXT, Settings.model_validate({"device": "cpu"}), machine=two).device == "cpu"
     with pytest.raises(PlacementError, match="TRIPTYCH_DEVICE"):
-        on(0, device="cuda")
+        place(TEXT, Settings.model_validate({"device": "cuda"}), machine=machine())
+    with pytest.raises(PlacementError, match="TRIPTYCH_RUNNERS"):
+        place(TEXT, Settings.model_validate({"runners": "image"}), machine=two)
 
 
-@pytest.mark.parametrize(("visible", "count"), [("", 0), ("-1", 0), ("0", 1), ("1,3", 2)])
-def test_the_visible_cards_count(monkeypatch: pytest.MonkeyPatch, visible: str, count: int) -> None:
-    monkeypatch.setenv("CUDA_VISIBLE_DEVICES", visible)
-    assert count_gpus() == count
+def test_what_the_plan_chose_is_what_is_loaded() -> None:
+    entries = models_served("standard", TEXT)
+    name = next(iter(entries))
+    chosen = Placement("cuda:0", 0.5, 1, precisions={name: "int8"}, rows={name: 4}).applied(entries)
+    assert (chosen[name].precision, chosen[name].max_rows) == ("int8", 4)
+    assert want(TEXT, chosen).loads[0].chosen("cuda") == "int8"
+
+
+@pytest.mark.parametrize(
+    ("visible", "names", "seen"),
+    [(None, None, "1"), ("4,GPU-5f", ["4", "GPU-5f"], "GPU-5f"), ("", [], None), ("-1", [], None)],
+)
+def test_a_runner_sees_its_own_cards(
+    monkeypatch: pytest.MonkeyPatch, visible: str | None, names: list[str] | None, seen: str | None
+) -> None:
+    monkeypatch.delenv("CUDA_VISIBLE_DEVICES", raising=False)
+    if visible is not None:
+        monkeypatch.setenv("CUDA_VISIBLE_DEVICES", visible)
+    assert visible_cards() == names
+    if seen is not None:
+        assert seen_cards(Placement("cuda:0", 0.5, 1, cards=(1,))) == seen
+
+
+def test_machines_can_be_described() -> None:
+    cards = described("2x24GiB+1x80gib", machine()).cards
+    assert [card.memory_gib for card in cards] == [24, 24, 80]
+    assert [card.index for card in cards] == [0, 1, 2]
+    assert described("0", machine(24)).cards == ()
+    for wrong in ("24GiB", "2x", "many", "2x24"):
+        with pytest.raises(PlacementError, match="describes no cards"):
+            described(wrong, machine())

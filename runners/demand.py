@@ -1,0 +1,152 @@
+"""How much memory a runner needs: weights at a precision, its cache, what a forward keeps, its process."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, replace
+
+from models.catalog import Entry, Memory, Modality
+from models.footprint import measure
+from models.manifest import BrokenFileError
+from models.sources import local_folder
+from runners.machine import GIB
+
+BYTES = {"float32": 4.0, "bfloat16": 2.0, "float16": 2.0, "int8": 1.0, "int4": 0.5625}
+"""Of one weight. int4 keeps a float32 scale for every 64 weights beside them."""
+
+STEPS = ("", "int8", "int4")
+"""What `auto` steps down to where the plain precision does not fit; the first is the plain one."""
+
+GPU_PROCESS_GIB = 0.6
+"""What each process takes of a card before its model: CUDA's context and its libraries' kernels."""
+
+CPU_PROCESS_GIB = {Modality.TEXT: 0.45, Modality.IMAGE: 0.60, Modality.SPEECH: 0.48}
+"""Resident memory of a runner's process without its model: Python, torch and what the family imports
+(measured; `tests/e2e/test_memory.py` holds it to that)."""
+
+
+@dataclass(frozen=True, slots=True)
+class Parts:
+    """GiB, by what they are for."""
+
+    weights: float = 0.0
+    cache: float = 0.0
+    work: float = 0.0
+    process: float = 0.0
+
+    @property
+    def total(self) -> float:
+        return self.weights + self.cache + self.work + self.process
+
+    def __add__(self, other: Parts) -> Parts:
+        return Parts(
+            self.weights + other.weights,
+            self.cache + other.cache,
+            self.work + other.work,
+            self.process + other.process,
+        )
+
+
+@dataclass(frozen=True, slots=True)
+class Load:
+    """One model of a runner; `memory` None where nothing tells it."""
+
+    name: str
+    precision: str
+    """The catalog's: `auto` may step down, any other stays."""
+    rows: int
+    memory: Memory | None
+    step: int = 0
+    """How far `auto` has stepped down."""
+
+    def chosen(self, device: str) -> str:
+        """The precision on `device` (`cpu` or `cuda`)."""
+        if self.precision != "auto":
+            return self.precision
+        return STEPS[self.step] or ("float32" if device == "cpu" else "bfloat16")
+
+    def can_step_down(self) -> bool:
+        return (
+            self.precision == "auto"
+            and self.memory is not None
+            and self.memory.quantizable > 0
+            and self.step + 1 < len(STEPS)
+        )
+
+    def parts(self, device: str, rows: int | None = None) -> Parts:
+        """On `device`, with room for `rows` requests in flight (its own number without)."""
+        memory, rows = self.memory, self.rows if rows is None else rows
+        if memory is None:
+            return Parts()
+        precision = self.chosen(device)
+        quantized = precision in STEPS
+        plain = BYTES[("float32" if device == "cpu" else "bfloat16") if quantized else precision]
+        shrunk = memory.quantizable if quantized else 0
+        cache = (rows + 1) * memory.context * memory.cache_values_per_token  # one slot is padding's
+        return Parts(
+            weights=(shrunk * BYTES[precision] + (memory.parameters - shrunk) * plain) / GIB,
+            cache=cache * plain / GIB,
+            work=rows * memory.work_values * plain / GIB,
+        )
+
+    def token_bytes(self, device: str) -> float:
+        """Of the cache, for each token."""
+        precision = self.chosen(device)
+        plain = "float32" if device == "cpu" else "bfloat16"
+        return (
+            self.memory.cache_values_per_token * BYTES[plain if precision in STEPS else precision]
+            if (self.memory)
+            else 0.0
+        )
+
+
+@dataclass(frozen=True, slots=True)
+class Want:
+    """A runner that is wanted, with all the models of its profile."""
+
+    modality: Modality
+    loads: tuple[Load, ...]
+    replicas: int = 1
+
+    def parts(self, device: str) -> Parts:
+        """What it cannot do without: on a card, text's cache is one request's, and it takes what is left."""
+        process = CPU_PROCESS_GIB[self.modality] if device == "cpu" else GPU_PROCESS_GIB
+        rows = 1 if device != "cpu" and self.modality is Modality.TEXT else None
+        return sum((load.parts(device, rows) for load in self.loads), Parts(process=process))
+
+    def stepped_down(self) -> Want | None:
+        """The same with the model that saves most one precision lower; None where none can."""
+        able = [load for load in self.loads if load.can_step_down()]
+        if not able:
+            return None
+        largest = max(able, key=lambda load: load.parts("cuda").weights)
+        return self._with(largest, replace(largest, step=largest.step + 1))
+
+    def with_fewer_rows(self) -> Want | None:
+        """The same with half the requests in flight; None where that helps nothing."""
+        able = [load for load in self.loads if load.rows > 1 and load.memory is not None]
+        if not able:
+            return None
+        largest = max(able, key=lambda load: load.parts("cuda").cache + load.parts("cuda").work)
+        return self._with(largest, replace(largest, rows=largest.rows // 2))
+
+    def _with(self, old: Load, new: Load) -> Want:
+        return replace(self, loads=tuple(new if load is old else load for load in self.loads))
+
+
+def want(modality: Modality, entries: dict[str, Entry], replicas: int = 1) -> Want:
+    """A runner of the catalog's entries."""
+    loads = tuple(
+        Load(name, entry.precision, entry.max_rows, memory_of(entry)) for name, entry in entries.items()
+    )
+    return Want(modality, loads, replicas)
+
+
+def memory_of(entry: Entry) -> Memory | None:
+    """What the catalog tells, else what the model's files do; None where there is neither."""
+    if entry.memory is not None:
+        return entry.memory
+    folder = local_folder(entry.source, entry)
+    try:
+        return None if folder is None else measure(folder, entry.family)
+    except (ValueError, BrokenFileError):
+        return None

@@ -1,0 +1,88 @@
+"""What a machine has: its cards, cores and memory, as they are or as they are described."""
+
+from __future__ import annotations
+
+import os
+import re
+from dataclasses import dataclass
+from pathlib import Path
+
+import pynvml
+
+GIB = 2**30
+_GPUS = re.compile(r"(\d{1,2})x(\d{1,4}(?:\.\d+)?)GiB", re.IGNORECASE)
+
+
+class PlacementError(Exception):
+    """What was asked for is not there; the message says so."""
+
+
+@dataclass(frozen=True, slots=True)
+class Card:
+    index: int
+    """Among the cards that this process may use."""
+    name: str
+    memory_gib: float
+
+
+@dataclass(frozen=True, slots=True)
+class Machine:
+    cards: tuple[Card, ...]
+    cores: int
+    memory_gib: float
+    """That this process may have: the machine's, or its container's."""
+
+
+def this_machine() -> Machine:
+    """The cards in CUDA_VISIBLE_DEVICES, else all that the driver shows; the cores and memory there are."""
+    return Machine(_cards(), len(os.sched_getaffinity(0)), _memory_gib())
+
+
+def described(gpus: str, machine: Machine) -> Machine:
+    """The machine with other cards: `2x24GiB`, `1x24GiB+1x80GiB`, `0` for none. Raises `PlacementError`."""
+    sizes: list[float] = []
+    for part in [] if gpus.strip() in ("0", "none") else gpus.split("+"):
+        match = _GPUS.fullmatch(part.strip())
+        if match is None:
+            raise PlacementError(f"{gpus!r} describes no cards: give 2x24GiB, 1x24GiB+1x80GiB, or 0.")
+        sizes += [float(match[2])] * int(match[1])
+    cards = tuple(Card(index, f"{size:g} GiB card", size) for index, size in enumerate(sizes))
+    return Machine(cards, machine.cores, machine.memory_gib)
+
+
+def visible_cards() -> list[str] | None:
+    """The entries of CUDA_VISIBLE_DEVICES (numbers or UUIDs), None where it is not set."""
+    visible = os.environ.get("CUDA_VISIBLE_DEVICES")
+    if visible is None:
+        return None
+    return [card.strip() for card in visible.split(",") if card.strip() not in ("", "-1")]
+
+
+def _cards() -> tuple[Card, ...]:
+    visible = visible_cards()
+    if visible == []:
+        return ()
+    try:
+        pynvml.nvmlInit()
+        names = visible or [str(index) for index in range(int(pynvml.nvmlDeviceGetCount()))]
+        return tuple(_card(index, name) for index, name in enumerate(names))
+    except pynvml.NVMLError:
+        return ()
+
+
+def _card(index: int, name: str) -> Card:
+    by_index = name.isdigit()
+    handle = (
+        pynvml.nvmlDeviceGetHandleByIndex(int(name)) if by_index else pynvml.nvmlDeviceGetHandleByUUID(name)
+    )
+    memory = pynvml.nvmlDeviceGetMemoryInfo(handle)
+    return Card(index, str(pynvml.nvmlDeviceGetName(handle)), int(memory.total) / GIB)
+
+
+def _memory_gib() -> float:
+    machine = os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES")
+    try:
+        limit = int(Path("/sys/fs/cgroup/memory.max").read_text(encoding="ascii"))
+    except (OSError, ValueError):  # no container, or one without a limit ("max")
+        limit = machine
+    return min(machine, limit) / GIB

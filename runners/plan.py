@@ -1,0 +1,134 @@
+"""Who goes where: runners onto cards, with what has to give way so that all of them fit.
+
+What gives way, in this order: one model on one card (text may span cards), `auto` precision, the number of
+requests in flight, and at last the card itself: the smallest runner goes to the CPU.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass, replace
+
+from models.catalog import Modality
+from runners.demand import Want
+from runners.machine import Machine
+from runners.seating import RAM_SHARED, Seat, fit
+
+CARD_SIZES = (8, 10, 12, 16, 20, 24, 32, 40, 48, 64, 80, 96, 141, 180)
+"""GiB of the cards there are, for telling which would do."""
+
+
+@dataclass(frozen=True, slots=True)
+class Plan:
+    machine: Machine
+    seats: tuple[Seat, ...] = ()
+    notes: tuple[str, ...] = ()
+    """What gave way, and what is free."""
+    problem: str = ""
+    """Why it does not fit, and the smallest change that would; empty when it does."""
+
+    def seat(self, modality: Modality, replica: int = 0) -> Seat | None:
+        found = (each for each in self.seats if (each.modality, each.replica) == (modality, replica))
+        return next(found, None)
+
+
+def make_plan(
+    machine: Machine, wants: Sequence[Want], *, device: str = "auto", cpu_threads: int = 0, spans: bool = True
+) -> Plan:
+    """Places the wanted runners. `spans`: whether text's engine can put one model on several cards."""
+    threads = cpu_threads or max(1, machine.cores // 2)
+    for state in _states(tuple(wants), machine, device, spans):
+        seats = fit(state, machine, threads)
+        if seats is not None:
+            return Plan(machine, tuple(seats), tuple(_told(wants, seats, machine)))
+    return Plan(machine, problem=_problem(wants, machine, device, spans))
+
+
+@dataclass(frozen=True, slots=True)
+class State:
+    """What has given way so far."""
+
+    wants: tuple[Want, ...]
+    on_cpu: frozenset[Modality] = frozenset()
+    spanning: bool = False
+
+    def device(self, want: Want) -> str:
+        return "cpu" if want.modality in self.on_cpu else "cuda"
+
+
+def _states(wants: tuple[Want, ...], machine: Machine, device: str, spans: bool) -> Iterator[State]:
+    """Least first. Sending a runner to the CPU is the last resort, and begins again with all else plain."""
+    everyone = frozenset(want.modality for want in wants)
+    if device == "cpu" or not machine.cards:
+        yield from _conceding(State(wants, everyone), spans=False)
+        return
+    smallest_first = sorted(wants, key=lambda want: want.parts("cuda").total)
+    for offloaded in range(len(wants) + 1 if device == "auto" else 1):
+        on_cpu = frozenset(want.modality for want in smallest_first[:offloaded])
+        yield from _conceding(State(wants, on_cpu), spans=spans and len(machine.cards) > 1)
+
+
+def _conceding(state: State, *, spans: bool) -> Iterator[State]:
+    yield state
+    if spans and any(state.device(want) != "cpu" for want in state.wants):
+        yield replace(state, spanning=True)  # vLLM spans cards, and has no bitsandbytes: never both
+    for change in (Want.stepped_down, Want.with_fewer_rows):
+        while (less := _saving_most(state, change)) is not None:
+            state = less
+            yield state
+
+
+def _saving_most(state: State, change: Callable[[Want], Want | None]) -> State | None:
+    """The change made to the runner that it saves most."""
+
+    def saving(less: Want, want: Want) -> float:
+        return want.parts(state.device(want)).total - less.parts(state.device(want)).total
+
+    able = [(less, want) for want in state.wants if (less := change(want)) is not None]
+    able = [pair for pair in able if saving(*pair) > 0]
+    if not able:
+        return None
+    less, most = max(able, key=lambda pair: saving(*pair))
+    return replace(state, wants=tuple(less if want is most else want for want in state.wants))
+
+
+def _problem(wants: Sequence[Want], machine: Machine, device: str, spans: bool) -> str:
+    """Why nothing did, and the smallest change that would."""
+
+    def fits(other: Machine, on: str = device) -> bool:
+        return any(fit(state, other, 1) is not None for state in _states(tuple(wants), other, on, spans))
+
+    said = "This does not fit, not even with all that may give way."
+    others = ""
+    if device == "cuda" and fits(machine, "auto"):
+        others = ", or with TRIPTYCH_DEVICE=auto, which sends the smallest runner to the CPU"
+    if device == "cpu" or not machine.cards:
+        wanted = sum(want.parts("cpu").total for want in wants) / RAM_SHARED
+        return f"{said} It needs {wanted:.1f} GiB of memory as it stands; here are {machine.memory_gib:.1f}."
+    for size in CARD_SIZES:
+        larger = tuple(replace(card, memory_gib=max(card.memory_gib, size)) for card in machine.cards)
+        if fits(replace(machine, cards=larger), "cuda"):
+            count = len(machine.cards)
+            return f"{said} It would with {count} card{'s' * (count > 1)} of {size} GiB{others}."
+    return f"{said} It would with fewer models in the profile, or on more machines{others}."
+
+
+def _told(wants: Sequence[Want], seats: Sequence[Seat], machine: Machine) -> Iterator[str]:
+    """What gave way, and what is left over."""
+    for want in wants:
+        seat = next(each for each in seats if each.modality is want.modality)
+        for asked, got in zip(want.loads, seat.want.loads, strict=True):
+            if asked.memory is None:
+                yield f"What {asked.name} takes is not known: pull it, or give its `memory` in the catalog."
+            if got.step > asked.step:
+                yield f"{asked.name} is quantized to {got.chosen(seat.device)}, or it would not fit."
+            if got.rows < asked.rows:
+                yield f"{asked.name} takes {got.rows} requests at once instead of {asked.rows}."
+        if machine.cards and not seat.cards:
+            yield f"{want.modality} runs on the CPU: the cards have no room for it."
+        if len(seat.cards) > 1:
+            yield f"{want.modality} spans {len(seat.cards)} cards (vLLM, tensor parallel)."
+    used = {card for seat in seats for card in seat.cards}
+    free = [str(card.index) for card in machine.cards if card.index not in used]
+    if free:
+        yield f"Nothing is on card {', '.join(free)}: a replica would take a share (--replicas image=2)."
