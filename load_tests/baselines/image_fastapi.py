@@ -1,8 +1,5 @@
 """The server that most people write first: FastAPI in front of one pipeline, a call at a time."""
 
-# FastAPI is in the benches' environment (requirements/bench.txt), not in the one that types are checked in.
-# pyright: reportUntypedFunctionDecorator=false
-
 from __future__ import annotations
 
 import os
