@@ -141,7 +141,12 @@ class ImageRequest(Strict, IODescriptor):
 class SpeechRequest(Strict, IODescriptor):
     """A text to say."""
 
-    model_config = ConfigDict(json_schema_extra={"not": {"required": ["voice", "voice_file"]}})
+    # At most one of the two. BentoML's own description of a service, made when a Bento is built, knows no `not`.
+    model_config = ConfigDict(
+        json_schema_extra={
+            "anyOf": [{"properties": {each: {"type": "null"}}} for each in ("voice", "voice_file")]
+        }
+    )
     file_fields: ClassVar[frozenset[str]] = frozenset({"voice_file"})
 
     text: str = Field(
