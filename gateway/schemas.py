@@ -141,7 +141,7 @@ class ImageRequest(Strict, IODescriptor):
 class SpeechRequest(Strict, IODescriptor):
     """A text to say."""
 
-    # At most one of the two. BentoML's own description of a service, made when a Bento is built, knows no `not`.
+    # At most one of the two; BentoML, which describes the service when a Bento is built, knows no `not`.
     model_config = ConfigDict(
         json_schema_extra={
             "anyOf": [{"properties": {each: {"type": "null"}}} for each in ("voice", "voice_file")]

@@ -7,7 +7,8 @@ from typing import Any
 import httpx
 import pytest
 
-from gateway.schemas import MAX_SEED, ImageRequest, SpeechRequest, TextRequest
+from gateway.schemas import MAX_SEED, ImageRequest, SpeechRequest
+from gateway.text_schemas import TextRequest
 
 
 @pytest.fixture
