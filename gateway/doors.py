@@ -81,11 +81,11 @@ class Doors:
         self._paths: list[tuple[Pattern[str], Door]] = []
 
     def open(self, runners: Mapping[str, RunnerClient], errands: Errands) -> None:
-        from gateway import ollama, openai  # late: the runners' processes import this module too
+        from gateway import ollama, openai, voices  # late: the runners' processes import this module too
         from gateway.jobs_door import job_doors
 
         self.runners = runners
-        self.all = [*openai.DOORS, *ollama.DOORS, *job_doors(errands)]
+        self.all = [*openai.DOORS, *ollama.DOORS, *voices.DOORS, *job_doors(errands)]
         self._roots = {door.path.split("/")[1] for door in self.all}
         self._paths = [(compile_path(door.path)[0], door) for door in self.all]
 

@@ -18,6 +18,8 @@ from jobs import Done, ErrorKind, Event, Failed, Job, JobError, decode_event, en
 
 logger = logging.getLogger("triptych.gateway")
 
+VOICES_S = 5.0
+"""How long a runner may take to list its voices."""
 _CANCEL_RETRIES_S = (0.0, 0.2, 1.0)
 """A cancel may overtake the job it means, which the runner does not know yet: it is sent again."""
 
@@ -32,6 +34,7 @@ class RunnerApi(Protocol):
     def run(self, job: str) -> AsyncGenerator[str, None]: ...
     async def cancel(self, id: str) -> bool: ...
     async def state(self) -> dict[str, Any]: ...
+    async def voices(self) -> list[dict[str, str]]: ...  # of speech runners only
     def watch(self) -> AsyncGenerator[str, None]: ...
 
 
@@ -110,6 +113,16 @@ class RunnerClient:
             return self._last_state or {"state": "loading", "why": "It is starting."}
         self._last_state = {"state": str(answer.get("state", "down")), "why": str(answer.get("why", ""))}
         return self._last_state
+
+    async def voices(self) -> list[dict[str, str]]:
+        """The `name`, `model` and `language` of each voice of a speech runner. Raises `JobError`."""
+        if self.is_gone:
+            raise self._restarting()
+        try:
+            async with asyncio.timeout(VOICES_S):
+                return await self._api.voices()
+        except (*BROKEN, BentoMLException):
+            raise self._restarting() from None
 
     @property
     def is_gone(self) -> bool:

@@ -14,10 +14,11 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import replace
+from pathlib import Path
 from typing import Any
 
 import torch
-from transformers import AutoTokenizer, BarkModel
+from transformers import AutoTokenizer, BarkConfig, BarkModel, GenerationConfig
 
 from jobs import Event, SpeechJob, SpeechResult
 from models.protocol import Lane, ModelSpec, OutOfMemoryError
@@ -207,6 +208,20 @@ def load(spec: ModelSpec) -> Bark:
     prompts = Prompts(tokenizer, spec.folder, rules.semantic)
     voices = Voices(spec.folder, rules, spec.language)
     return Bark(spec.name, lanes, prompts, voices, max_rows=spec.max_rows, loudness_lufs=spec.loudness_lufs)
+
+
+def voices_in(folder: Path, language: str) -> dict[str, str]:
+    """The language of each voice of a checkpoint's folder, the default voice first; reads no weights.
+
+    Args:
+        folder: In the hub's layout.
+        language: Of voices whose names do not tell it.
+    """
+    config = BarkConfig.from_pretrained(folder, local_files_only=True)
+    voices = Voices(folder, read_rules(config, GenerationConfig.from_pretrained(folder)), language)
+    languages = voices.languages
+    names = sorted(languages, key=lambda name: name != voices.default)
+    return {name: languages[name] for name in names}
 
 
 def _bank(row: Row) -> int:

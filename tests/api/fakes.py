@@ -223,6 +223,13 @@ class FakeImage(FakeRunner):
 class FakeSpeech(FakeRunner):
     modality = "speech"
 
+    @bentoml.api
+    async def voices(self) -> list[dict[str, str]]:
+        return [
+            {"name": "v2/de_speaker_1", "model": "fake", "language": "de"},
+            {"name": "ann", "model": "fake", "language": "en"},
+        ]
+
 
 SECRET = "a secret of the tests"  # noqa: S105 - it keeps nothing
 MODELS = (

@@ -9,8 +9,10 @@ import pytest
 from transformers import BarkConfig, GenerationConfig
 
 from jobs import ErrorKind, JobError
+from models.catalog import Modality, models_served
 from models.speech.generation import read_rules
 from models.speech.language import guess_language, voice_language
+from models.speech.listing import list_voices
 from models.speech.reading import read_out
 from models.speech.sentences import split_sentences
 from models.speech.voices import PARTS, Voices
@@ -65,6 +67,12 @@ def test_a_language_is_guessed_among_those_spoken() -> None:
     assert guess_language("Bonjour, comment allez-vous aujourd'hui ?", ["en", "de", "fr"]) == "fr"
     assert guess_language("Guten Morgen", ["en"]) == "en"
     assert [voice_language(name, "en") for name in ("v2/pt_speaker_3", "ann")] == ["pt", "en"]
+
+
+def test_the_voices_of_a_catalog_are_listed_without_loading_it() -> None:
+    voices = list_voices(models_served("embedded", Modality.SPEECH))
+    assert voices[0] == {"name": "ada", "model": "tiny-bark", "language": "en"}
+    assert {voice["name"] for voice in voices} == {"ada", "vera", "otto", "hugo"}
 
 
 def test_the_voice_follows_the_language_and_unknown_ones_are_refused(tmp_path: Path) -> None:
