@@ -48,8 +48,8 @@ class Server(Served):
         self._process.wait()
 
 
-def ours(log_folder: Path, catalog: Path) -> Server:
-    """Triptych with a catalog of the one modality that is measured, its runner on every core."""
+def ours(log_folder: Path, catalog: Path, threads: int = CORES) -> Server:
+    """Triptych with a catalog of the one modality that is measured, its runner on every core or as told."""
     return Server(
         "triptych",
         [sys.executable, "cli.py", "serve"],
@@ -57,7 +57,7 @@ def ours(log_folder: Path, catalog: Path) -> Server:
         log_folder / "triptych.log",
         "/readyz",
         TRIPTYCH_PROFILE=str(catalog),
-        TRIPTYCH_CPU_THREADS=str(CORES),
+        TRIPTYCH_CPU_THREADS=str(threads),
     )
 
 
