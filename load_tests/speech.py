@@ -1,10 +1,10 @@
-"""Ours against Hugging Face's `BarkModel.generate`, one by one and by 8 in lock step, on mixed speech requests.
+"""Ours against Hugging Face's `BarkModel.generate`, one by one and by 8 in lock step, on mixed requests.
 
     make bench-speech              # every load
     make bench-speech SHORT=1      # in about three minutes
 
 Lengths, voices and seeds are mixed; a batch of the lock-step peer has the voice of its first request. Both
-peers stand behind LitServe, with every core. Ours has as many threads as the service deals out by itself, half
+peers stand behind LitServe, with every core. Ours has as many threads as the service deals out itself, half
 of the cores: Bark's steps are too small to share. Throughput is seconds of sound a second of the clock; ours
 streams, so that its first byte is its first sound.
 """

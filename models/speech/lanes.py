@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import time
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from functools import partial
 from typing import Any
 
@@ -22,6 +22,8 @@ CPU_ROWS = 8
 STEP_S = 0.025
 """What a step of a token-making lane should take: soon over for a cancel, long enough to be worth it."""
 MAX_TOKENS_PER_STEP = 10
+SLOWER = 1.05
+"""How much slower than the last one a step may show the machine to be."""
 
 Commit = Callable[[], None]
 """Enters what was computed into an utterance; cannot fail."""
@@ -54,6 +56,8 @@ class Lanes:
     """Slots a bank."""
     tokens: dict[Stage, int] = field(default_factory=lambda: {Stage.SEMANTIC: 2, Stage.COARSE: 2})
     """Tokens a step of a token-making lane; even, so that the two coarse codebooks keep their turns."""
+    _pair_s: dict[Stage, float] = field(default_factory=dict[Stage, float])
+    """Seconds that two tokens of a stage take."""
 
     @classmethod
     def of(cls, model: Any, rules: Rules, max_rows: int) -> Lanes:
@@ -101,7 +105,7 @@ class Lanes:
             case Stage.SEMANTIC:
                 count = self.tokens[stage]
                 turns = [row.semantic_turn(slot, count) for slot, row in zip(slots, rows, strict=True)]
-                made = self.semantic.decode(bank.semantic, turns, count)
+                made = self._timed(stage, self.semantic, bank.semantic, turns)
                 return [partial(row.apply_semantic, tokens) for row, tokens in zip(rows, made, strict=True)]
             case Stage.COARSE_PREFILL:
                 for slot, row in zip(slots, rows, strict=True):
@@ -110,7 +114,7 @@ class Lanes:
             case Stage.COARSE:
                 count = self.tokens[stage]
                 turns = [row.coarse_turn(slot, count) for slot, row in zip(slots, rows, strict=True)]
-                made = self.coarse.decode(bank.coarse, turns, count)
+                made = self._timed(stage, self.coarse, bank.coarse, turns)
                 return [partial(row.apply_coarse, tokens) for row, tokens in zip(rows, made, strict=True)]
             case Stage.FINE:
                 return [partial(row.apply_fine, self.fine.predict(row.fine_pass())) for row in rows]
@@ -127,25 +131,35 @@ class Lanes:
             raise JobError(ErrorKind.INTERNAL, message) from error
         return partial(row.apply_codec, sound)
 
+    def _timed(
+        self, stage: Stage, module: TokenStage, slots: SlotBank, turns: Sequence[Turn]
+    ) -> list[list[int]]:
+        """Decodes, and notes how long it took: the number of tokens a step follows what the machine does now.
+
+        A short time counts at once and a long one little by little, for it may be another process's doing.
+        The tokens themselves do not depend on the pace.
+        """
+        count = self.tokens[stage]
+        begin = time.perf_counter()
+        made = module.decode(slots, turns, count)
+        self._note(stage, 2 * (time.perf_counter() - begin) / count)
+        return made
+
+    def _note(self, stage: Stage, pair_s: float) -> None:
+        pair_s = min(pair_s, SLOWER * self._pair_s.get(stage, pair_s))
+        self._pair_s[stage] = pair_s
+        self.tokens[stage] = min(2 * max(1, int(STEP_S / pair_s)), MAX_TOKENS_PER_STEP)
+
+    @torch.inference_mode()
     def set_pace(self) -> None:
-        """Measures the token-making stages, and lets a step make as many tokens as `STEP_S` has room for."""
+        """Measures the token-making stages with every slot in use, the best of a few."""
         bank = self.banks[0]
         for stage, module, slots, token in (
             (Stage.SEMANTIC, self.semantic, bank.semantic, self.rules.semantic.infer_token),
             (Stage.COARSE, self.coarse, bank.coarse, self.rules.coarse.infer_token),
         ):
-            turns = [Turn(slot, token, slots.length // 2, 1.0, (0.5, 0.5)) for slot in range(self.rows)]
-            self.tokens[stage] = min(
-                2 * max(1, int(STEP_S / _pair_s(module, slots, turns))), MAX_TOKENS_PER_STEP
-            )
-
-
-@torch.inference_mode()
-def _pair_s(stage: TokenStage, slots: SlotBank, turns: Sequence[Turn]) -> float:
-    """Seconds that two tokens of full slots take, the best of a few."""
-    taken: list[float] = []
-    for _ in range(3):
-        begin = time.perf_counter()
-        stage.decode(slots, turns, 2)
-        taken.append(time.perf_counter() - begin)
-    return min(taken)
+            uniform = (0.5,) * MAX_TOKENS_PER_STEP
+            turns = [Turn(slot, token, slots.length // 2, 1.0, uniform) for slot in range(self.rows)]
+            for _ in range(3):
+                few = [replace(turn, uniform=uniform[: self.tokens[stage]]) for turn in turns]
+                self._timed(stage, module, slots, few)

@@ -10,7 +10,17 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
-from transformers import BarkCoarseConfig, BarkCoarseModel, BarkModel
+from transformers import (
+    BarkCoarseConfig,
+    BarkCoarseModel,
+    BarkConfig,
+    BarkFineConfig,
+    BarkModel,
+    BarkProcessor,
+    BarkSemanticConfig,
+    EncodecConfig,
+    GenerationConfig,
+)
 from transformers.models.bark.generation_configuration_bark import (
     BarkCoarseGenerationConfig,
     BarkFineGenerationConfig,
@@ -19,9 +29,14 @@ from transformers.models.bark.generation_configuration_bark import (
 
 from jobs import SpeechResult
 from models.protocol import ModelSpec
+from models.sources import EMBEDDED
 from models.speech.bark import Bark, load
+from models.speech.generation import read_rules
+from models.speech.lanes import Lanes
+from models.speech.text import Prompts
 from models.speech.transformer import CausalTransformer
-from models.speech.utterance import Stage
+from models.speech.utterance import Stage, Utterance
+from models.speech.voices import Voices, check_voice
 from tests.unit.tiny_speech import CODES, SEMANTIC, VOICES, WORDS, make_job, make_lanes, say, write_folder
 
 
@@ -60,11 +75,11 @@ def reference(model: Any, ids: Sequence[int], voice: dict[str, torch.Tensor] | N
     semantic = model.semantic.generate(
         padded, semantic_generation_config=semantic_config, history_prompt=voice, attention_mask=mask
     )
-    kept = [token for token in semantic[0].tolist() if token != SEMANTIC]
+    kept = [token for token in semantic[0].tolist() if token != semantic_config.semantic_pad_token]
     configs: dict[str, Any] = {
         "semantic_generation_config": semantic_config,
         "coarse_generation_config": coarse_config,
-        "codebook_size": CODES,
+        "codebook_size": generation.codebook_size,
         "history_prompt": voice,
     }
     coarse = model.coarse_acoustics.generate(semantic, **configs)
@@ -116,6 +131,79 @@ def test_greedy_tokens_are_those_of_transformers_stage_by_stage(
         )
 
 
+def greedily(lanes: Lanes, utterance: Utterance, slot: int = 0) -> Utterance:
+    while utterance.stage is not Stage.DONE:
+        for commit in lanes.run(utterance.stage, lanes.banks[0], [slot], [utterance]):
+            commit()
+    return utterance
+
+
+def check_stages(utterance: Utterance, wanted: Reference) -> None:
+    assert utterance.semantic == wanted.semantic
+    assert utterance.coarse[-len(wanted.coarse) :] == wanted.coarse
+    assert torch.equal(utterance.codec_codes(), wanted.codes)
+    assert utterance.sound is not None
+    torch.testing.assert_close(
+        torch.from_numpy(utterance.sound),
+        wanted.sound / max(1.0, float(wanted.sound.abs().max())),
+        atol=1e-4,
+        rtol=0,
+    )
+
+
+@pytest.mark.parametrize(("voice", "text"), [("ada", "three one four"), ("otto", "the red star")])
+def test_the_embedded_models_greedy_tokens_are_those_of_transformers(voice: str, text: str) -> None:
+    folder = EMBEDDED / "tiny-bark"
+    model: Any = BarkModel.from_pretrained(folder, dtype=torch.float32).eval().requires_grad_(False)
+    processor: Any = BarkProcessor.from_pretrained(folder)
+    inputs = processor(text, voice_preset=voice)
+    ids = inputs["input_ids"][0][inputs["attention_mask"][0].bool()].tolist()
+    rules = read_rules(model.config, model.generation_config)
+    wanted = reference(model, ids, inputs["history_prompt"])
+    (prompt,) = Prompts(processor.tokenizer, folder, rules.semantic).make(text)
+    spoken = Utterance(rules, prompt.tokens, Voices(folder, rules).get(voice), 0.0, 1, 0)
+    check_stages(greedily(Lanes.of(model, rules, max_rows=8), spoken, slot=3), wanted)
+
+
+def test_bark_smalls_greedy_tokens_are_those_of_transformers() -> None:
+    """Its published sizes at one layer a stage, random weights, a voice of full length."""
+    size: dict[str, Any] = {"hidden_size": 768, "num_heads": 12, "num_layers": 1, "bias": False}
+    torch.manual_seed(4)
+    model: Any = BarkModel(
+        BarkConfig(
+            semantic_config=BarkSemanticConfig(input_vocab_size=129_600, output_vocab_size=10_048, **size),
+            coarse_acoustics_config=BarkCoarseConfig(
+                input_vocab_size=12_096, output_vocab_size=12_096, **size
+            ),
+            fine_acoustics_config=BarkFineConfig(input_vocab_size=1056, output_vocab_size=1056, **size),
+            codec_config=EncodecConfig(target_bandwidths=[6.0]),
+        )
+    )
+    model.eval().requires_grad_(False)
+    generation = GenerationConfig(
+        semantic_config={"max_new_tokens": 24, "eos_token_id": 10_000},
+        coarse_acoustics_config={},
+        fine_acoustics_config={},
+        sample_rate=24_000,
+        codebook_size=1024,
+    )
+    model.generation_config = generation
+    random = np.random.default_rng(2)
+    codes = random.integers(0, 1024, (8, 500))
+    parts = {
+        "semantic_prompt": random.integers(0, 10_000, 330),
+        "coarse_prompt": codes[:2],
+        "fine_prompt": codes,
+    }
+    rules = read_rules(model.config, generation)
+    ids = random.integers(5, 20_000, 40).tolist()
+    wanted = reference(model, ids, {part: torch.from_numpy(array) for part, array in parts.items()})
+    prompt = torch.full((rules.semantic.max_text,), rules.semantic.text_pad_token)
+    prompt[: len(ids)] = torch.tensor(ids) + rules.semantic.text_offset
+    spoken = Utterance(rules, prompt, check_voice("long", parts, rules), 0.0, 1, 0)
+    check_stages(greedily(Lanes.of(model, rules, max_rows=2), spoken, slot=1), wanted)
+
+
 COMPANY = [
     make_job("one two three four five six seven", seed=1, voice="short", temperature=0.7),
     make_job("two", seed=2, voice="long", temperature=1.1),
@@ -140,7 +228,7 @@ def alone(bark: Bark) -> list[SpeechResult]:
 def test_same_seed_same_bytes_in_any_company(bark: Bark, alone: list[SpeechResult], late: int) -> None:
     together = say(bark, COMPANY, late=late)
     assert together.results == alone
-    assert max(rows for stage, rows in together.steps if stage == "coarse") > 3
+    assert max(rows for stage, rows in together.steps if stage == "coarse") > 1
     assert len({result.data for result in alone}) == len(alone) - 1  # one job is there twice
 
 
