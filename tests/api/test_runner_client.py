@@ -50,6 +50,9 @@ class ScriptedRunner:
         self.cancels.append(id)
         return len(self.cancels) > self.knows_after
 
+    async def voices(self) -> list[dict[str, str]]:
+        return []
+
     async def state(self) -> dict[str, Any]:
         await self.alive.wait()
         return {"state": "ready", "why": "", "models": []}
