@@ -35,7 +35,7 @@ class Row:
     latents: torch.Tensor
     source: Source | None = None
     index: int = 0
-    holds_adapters: bool = False
+    holds_place: bool = False
     history: torch.Tensor | None = None
     cond: Embedding | None = None
     uncond: Embedding | None = None

@@ -41,6 +41,7 @@ class StableDiffusion:
         self._spec = spec
         self._parts = parts
         self._max_rows = spec.max_rows
+        self._in_flight = 0
         self._samplers = Samplers(parts.scheduler_config)
         self._loras = LoraFolder(spec.loras, LoraReader(parts.adaptable, parts.dtype))
         self._bank = LoraBank(parts.adaptable, parts.device, parts.dtype, spec.lora_memory_bytes)
@@ -79,16 +80,21 @@ class StableDiffusion:
 
     @torch.inference_mode()
     def reserve(self, row: Row) -> bool:
+        """A place among `max_rows`, and its adapters': more would only share the steps and all end later."""
+        if self._in_flight >= self._max_rows:
+            return False
         if not self._bank.acquire([adapter for adapter, _ in row.adapters]):
             return False
-        row.holds_adapters = True
+        row.holds_place = True
+        self._in_flight += 1
         self._prompts.recall(row)
         return True
 
     def release(self, row: Row) -> None:
-        if row.holds_adapters:
+        if row.holds_place:
             self._bank.release([adapter for adapter, _ in row.adapters])
-            row.holds_adapters = False
+            row.holds_place = False
+            self._in_flight -= 1
         if self._batch is not None and row in self._batch.rows:
             self._batch = None
 

@@ -141,6 +141,20 @@ def test_a_picture_is_the_same_alone_and_in_mixed_company(model: StableDiffusion
     assert apart(together[0], together[1]) > 5
 
 
+def test_no_more_than_max_rows_are_in_flight(folders: dict[str, Path]) -> None:
+    model = load(ModelSpec(name="tiny", folder=folders["epsilon"], max_rows=2))
+    first, second = admit(model, [image_job(seed=1), image_job(seed=2)])
+    third = model.prepare(image_job(seed=3))
+    assert not model.reserve(third)
+    model.release(first)
+    model.release(first)  # a second time gives nothing back
+    assert model.reserve(third)
+    fourth = model.prepare(image_job(seed=4))
+    assert not model.reserve(fourth)
+    for row in (second, third, fourth):
+        model.release(row)
+
+
 def test_rows_join_and_leave_between_steps(model: StableDiffusion) -> None:
     early, late = image_job(scheduler="euler_ancestral"), image_job(seed=12, scheduler="dpmpp_2m")
     alone = [draw(model, job)[0] for job in (early, late)]
