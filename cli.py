@@ -6,6 +6,7 @@ import typer
 
 from commands import keys, models
 from commands.doctor import doctor
+from commands.drain import drain
 from commands.fetch import import_model, pull
 from commands.plan import plan
 from commands.serve import serve
@@ -35,6 +36,7 @@ models.app.command("import")(import_model)
 app.add_typer(models.app, name="models")
 app.add_typer(keys.app, name="keys")
 app.command("usage")(usage)
+app.command("drain")(drain)
 
 if __name__ == "__main__":
     app(prog_name="triptych")

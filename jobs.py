@@ -115,6 +115,8 @@ class TextJob:
     id: str
     model: str | None = None
     timeout_s: float
+    account: str = ""
+    """Whose job it is: accounts share the engine evenly."""
     stream: bool = False
     seed: int
     prompt: str | None = None
@@ -160,6 +162,7 @@ class ImageJob:
     id: str
     model: str | None = None
     timeout_s: float
+    account: str = ""
     stream: bool = False
     seed: int
     prompt: str
@@ -185,6 +188,7 @@ class SpeechJob:
     id: str
     model: str | None = None
     timeout_s: float
+    account: str = ""
     stream: bool = False
     seed: int
     text: str

@@ -23,6 +23,7 @@ logger = logging.getLogger("triptych.gateway")
 FRESH_S = 1.0
 """How old what is known of the keys may be: a key that is made or revoked counts after this long."""
 OPEN_ROUTES = frozenset({"/livez", "/readyz"})
+DRAIN_ROUTE = "/drain"
 MINUTE_S = 60.0
 
 
@@ -98,6 +99,12 @@ class Guard:
             )
             raise error
         return key
+
+    def check_operator(self, headers: Headers, path: str) -> None:
+        """For routes of who runs the service: knows the server's secret. Raises `HttpError` (401)."""
+        given = headers.get("authorization", "").removeprefix("Bearer ")
+        if not hmac.compare_digest(given.encode(), hashed(path, self._secret()).encode()):
+            raise HttpError(401, "This route is for who runs the service.", "operator_only")
 
     @contextmanager
     def visit(self, key: Key | None, path: str) -> Generator[None]:

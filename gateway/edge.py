@@ -17,7 +17,7 @@ from starlette.datastructures import Headers
 from starlette.responses import JSONResponse, PlainTextResponse, Response
 from starlette.types import ASGIApp, Receive, Scope, Send
 
-from gateway.auth import OPEN_ROUTES
+from gateway.auth import DRAIN_ROUTE, OPEN_ROUTES
 from gateway.doors import Call, Doors, Found
 from gateway.errors import ErrorResponse, HttpError, error_for_status, log_bug, or_error
 from gateway.explain import explain
@@ -38,7 +38,7 @@ from gateway.page import PAGE, page
 from gateway.sending import Answer, StreamAbortedError, Work
 from gateway.tickets import Ticket
 from gateway.visits import Visit
-from jobs import JobError
+from jobs import ErrorKind, JobError
 
 _WITH_BODY = frozenset({"POST", "PUT", "PATCH"})
 
@@ -60,6 +60,7 @@ class Edge:
         self._schemas = schemas
         self._document = document
         self._doors = doors
+        self._readiness = readiness
         self._office = office
         self._options = options
         self._own = {
@@ -108,9 +109,17 @@ class Edge:
         if path in OPEN_ROUTES:
             await self._route(visit, receive, headers)
             return
+        if path == DRAIN_ROUTE and visit.scope["method"] == "POST":
+            self._office.guard.check_operator(headers, path)
+            self._readiness.draining = True
+            await visit.answer.respond(await self._readiness.response())
+            return
         key = await self._office.guard.key_of(headers, by_password=path == PAGE)
         visit.ticket = replace(visit.ticket, key=key)
         with self._office.guard.visit(key, path):
+            if self._readiness.draining and visit.scope["method"] == "POST":
+                message = "The service is about to stop; ask another one, or try again later."
+                raise JobError(ErrorKind.UNAVAILABLE, message, code="draining", retry_after_s=5)
             await self._route(visit, receive, headers)
 
     async def _route(self, visit: Visit, receive: Receive, headers: Headers) -> None:

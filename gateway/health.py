@@ -17,17 +17,22 @@ class Readiness:
     def __init__(self) -> None:
         self._runners: Mapping[str, RunnerClient] = {}
         self._required: frozenset[str] = frozenset()
+        self.draining = False
+        """New work is refused, for the service is about to stop."""
 
     def watch(self, runners: Mapping[str, RunnerClient], required: frozenset[str]) -> None:
         self._runners = runners
         self._required = required
+        self.draining = False
 
     async def report(self) -> dict[str, Any]:
-        """`{"status": ready | loading | down, "runners": {name: {state, why}}}`"""
+        """`{"status": ready | loading | down | draining, "runners": {name: {state, why}}}`"""
         states = await asyncio.gather(*(runner.state() for runner in self._runners.values()))
         runners = dict(zip(self._runners, states, strict=True))
         needed = {state["state"] for name, state in runners.items() if name in self._required}
-        if not runners or ("loading" in needed and "down" not in needed):
+        if self.draining:
+            status = "draining"
+        elif not runners or ("loading" in needed and "down" not in needed):
             status = "loading"
         else:
             status = "ready" if needed <= {"ready"} else "down"

@@ -6,6 +6,7 @@ import asyncio
 import logging
 from collections.abc import AsyncGenerator, AsyncIterator, Coroutine
 from contextlib import aclosing
+from dataclasses import replace
 from typing import Any, Protocol
 
 from bentoml.exceptions import BentoMLException
@@ -13,8 +14,9 @@ from pydantic import ValidationError
 
 from gateway.books import Books
 from gateway.options import GatewayOptions
+from gateway.tickets import current_ticket
 from gateway.watch import BROKEN, Watch
-from jobs import Done, ErrorKind, Event, Failed, Job, JobError, decode_event, encode_job
+from jobs import Done, ErrorKind, Event, Failed, Job, JobError, TextJob, decode_event, encode_job
 
 logger = logging.getLogger("triptych.gateway")
 
@@ -76,7 +78,11 @@ class RunnerClient:
                 async for event in events:
                     yield event
             return
-        async with self._books.open(job) as bill, aclosing(self._run(job)) as events:
+        account = current_ticket().key_id
+        owned = replace(job, account=account)
+        if isinstance(owned, TextJob) and account:
+            owned = replace(owned, cache_salt=account)  # nobody learns another's prompts by their speed
+        async with self._books.open(job) as bill, aclosing(self._run(owned)) as events:
             async for event in events:
                 bill.saw(event)
                 yield event

@@ -174,11 +174,11 @@ class Engine:
         if ticket.ended:
             self._release(ticket)
             return
-        insort(self._waiting, ticket, key=lambda waiting: waiting.number)
+        insort(self._waiting, ticket, key=lambda waiting: (waiting.turn, waiting.number))
         ticket.stream.put(self._queued(self._waiting.index(ticket)))
 
     def _admit(self) -> None:
-        """Admits in order of arrival; one that must wait for memory blocks none behind it."""
+        """Admits in turn (`runners.fair`); one that must wait for memory blocks none behind it."""
         before = len(self._waiting)
         for ticket in list(self._waiting):
             reserved = isolated(lambda ticket=ticket: ticket.model.reserve(ticket.row))
@@ -186,7 +186,7 @@ class Engine:
                 self._end(ticket, reserved, Outcome.FAILED)
             elif reserved:
                 self._waiting.remove(ticket)
-                self._register.admitted(ticket)
+                self._register.admitted(ticket, runs=True)
                 self._go_on(ticket)
         if len(self._waiting) < before:
             for position, ticket in enumerate(self._waiting):
@@ -257,7 +257,7 @@ class Engine:
         if ticket.ended:
             return
         ticket.ended = True
-        self._register.admitted(ticket)
+        self._register.admitted(ticket, runs=False)
         self._metrics.ended(outcome)
         if ticket in self._waiting:
             self._waiting.remove(ticket)

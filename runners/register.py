@@ -6,6 +6,7 @@ import threading
 
 from jobs import ErrorKind, JobError
 from runners.failures import CLOSING
+from runners.fair import Turns
 from runners.metrics import EngineMetrics
 from runners.ticket import Outcome, Pace, Ticket
 
@@ -20,6 +21,7 @@ class Register:
         self._lock = threading.Lock()
         self._tickets: dict[str, Ticket] = {}
         self._queued = 0
+        self._turns = Turns()
         self._closing = False
         self._empty = threading.Event()
         self._empty.set()
@@ -30,6 +32,7 @@ class Register:
             error = self._refusal(ticket)
             if error is None:
                 self._tickets[ticket.job.id] = ticket
+                ticket.turn = self._turns.enter(ticket.job)
                 self._queued += 1
                 self._empty.clear()
         if error is not None:
@@ -49,14 +52,22 @@ class Register:
                 code="queue_full",
                 retry_after_s=self._pace.wait_s(self._queued),
             )
+        if not self._turns.may_queue(ticket.job.account, self._queue_size):
+            return JobError(
+                ErrorKind.OVERLOADED,
+                "This key's jobs fill its part of the queue already; try again later.",
+                code="queue_full",
+                retry_after_s=self._pace.wait_s(self._queued),
+            )
         return None
 
-    def admitted(self, ticket: Ticket) -> None:
+    def admitted(self, ticket: Ticket, *, runs: bool) -> None:
         """The ticket waits no longer, because it runs or because it has ended."""
         if ticket.queued:
             ticket.queued = False
             with self._lock:
                 self._queued -= 1
+                self._turns.leave(ticket.job, ticket.turn, admitted=runs)
             self._metrics.queue_depth(self._queued)
 
     def leave(self, ticket: Ticket) -> None:

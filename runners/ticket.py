@@ -38,6 +38,7 @@ class Ticket:
         "queued",
         "row",
         "stream",
+        "turn",
     )
 
     def __init__(self, job: Job, model: Model[Any, Any], stream: Stream) -> None:
@@ -45,6 +46,7 @@ class Ticket:
         self.model = model
         self.stream = stream
         self.number = next(_numbers)
+        self.turn = 0.0  # its place in the queue: see `runners.fair`
         self.arrived = time.monotonic()
         self.deadline = self.arrived + job.timeout_s
         self.row: Any = None

@@ -9,7 +9,7 @@ from openai.types import Completion
 from openai.types.chat import ChatCompletion
 from starlette.responses import Response
 
-from gateway.answers import result_of
+from gateway.answers import result_of, timing_headers
 from gateway.doors import Call, Door, native
 from gateway.errors import error_body
 from gateway.openai.text_wire import ChatRequest, CompletionRequest, Sampled
@@ -42,8 +42,9 @@ async def _answer(asked: TextRequest, request: Sampled, call: Call, words: type[
         events = merged(jobs, runner)
         content = _stream(rejoin(await peek(events), events), said)
         return ClosingStream(content, EVENT_STREAM, headers)
-    results = [result_of(done, TextResult) for done in await all_done(jobs, runner)]
-    return JsonAnswer(said.whole(results), headers)
+    ends = await all_done(jobs, runner)
+    headers |= timing_headers(max(ends, key=lambda done: done.total_ms))
+    return JsonAnswer(said.whole([result_of(done, TextResult) for done in ends]), headers)
 
 
 async def _stream(

@@ -19,6 +19,7 @@ from gateway.keys import revoke_key
 from gateway.ledger import records
 from gateway.office import Office
 from gateway.store import KEYS
+from jobs import TextJob
 from tests.api.caller import until
 from tests.api.conftest import Make
 from tests.api.fakes import FakeRunner
@@ -230,6 +231,16 @@ async def test_a_request_is_a_record_without_its_words(
     everything = json.dumps([found, lines])
     assert "s3cret" not in everything
     assert mine["Authorization"].rpartition("_")[2] not in everything
+
+
+async def test_a_keys_jobs_are_its_own_in_queue_and_cache(
+    client: httpx.AsyncClient, make: Make, runners: Runners
+) -> None:
+    key, mine = make()
+    await client.post("/text", json={"prompt": "x"}, headers=mine)
+    (job,) = runners["text"].jobs
+    assert isinstance(job, TextJob)
+    assert (job.account, job.cache_salt) == (key.id, key.id)
 
 
 async def test_counters_tell_usage(client: httpx.AsyncClient, make: Make) -> None:
