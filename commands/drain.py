@@ -25,6 +25,6 @@ def drain() -> None:
         answer = httpx.post(url, headers={"Authorization": f"Bearer {hashed(DRAIN_ROUTE, secret)}"})
     except (httpx.HTTPError, StoreError) as error:
         raise CommandError(f"{url} cannot be reached: {type(error).__name__}.", Exit.UNREACHABLE) from None
-    if answer.status_code == httpx.codes.UNAUTHORIZED:
+    if answer.status_code == 401:
         raise CommandError("The service has another secret: is TRIPTYCH_STATE_DIR its own?", Exit.UNREACHABLE)
     say("The service drains: /readyz is 503, and new work is refused.")
