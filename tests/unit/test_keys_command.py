@@ -76,8 +76,8 @@ def test_usage_is_csv_or_json_lines() -> None:
 
 
 def test_an_open_address_needs_a_key_or_a_word(monkeypatch: pytest.MonkeyPatch) -> None:
-    started: list[list[str]] = []
-    monkeypatch.setattr("os.execv", lambda _, arguments: started.append(arguments))
+    started: list[str] = []
+    monkeypatch.setattr("commands.serve.supervise", lambda target, *_: started.append(target))
     for host in ("0.0.0.0", "192.168.1.7", "somewhere"):  # noqa: S104 - it is refused
         monkeypatch.setenv("HOST", host)
         settings.cache_clear()
@@ -92,7 +92,7 @@ def test_an_open_address_needs_a_key_or_a_word(monkeypatch: pytest.MonkeyPatch) 
     settings.cache_clear()
     assert run.invoke(app, ["keys", "create", "ann"]).exit_code == 0
     assert run.invoke(app, ["serve"]).exit_code == 0
-    assert len(started) == 2
+    assert started == ["service:Triptych"] * 2
 
 
 def test_a_store_that_cannot_be_opened_is_said(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
