@@ -57,6 +57,8 @@ class Settings(BaseSettings):
     """Where the speech runner is served on its own."""
     runners: Annotated[str, Field(pattern=r"^((text|image|speech)(,(text|image|speech))*)?$")] = ""
     """Which runners this machine has, as in `text,image`; empty for those that have no address above."""
+    memory_gib: Annotated[float, Field(ge=0)] = 0
+    """GiB that each runner's models may take; the least recently used leaves for another. 0 sets no bound."""
     queue_size: Annotated[int, Field(ge=1, le=10_000)] = 64
     """How many jobs may wait in each runner; one more is refused at once. A gateway sends it 80 at most."""
     timeout_s: Annotated[float, Field(gt=0, le=86_400)] = 300

@@ -45,6 +45,7 @@ def _job(request: ImageRequest, id: str, seed: int, timeout_s: float) -> ImageJo
         strength=request.strength,
         loras=tuple(LoraChoice(name=lora.name, weight=lora.weight) for lora in request.loras),
         response_format=request.response_format,
+        keep_alive_s=request.keep_alive_s,
     )
 
 

@@ -67,6 +67,17 @@ Seed = Annotated[
 ]
 
 
+KeepAlive = Annotated[
+    float | None,
+    Field(
+        ge=-1,
+        le=86_400,
+        description="Seconds that the model stays in memory after this: 0 not at all, -1 for good; left out, "
+        "as the catalog says.",
+    ),
+]
+
+
 class Strict(BaseModel):
     model_config = ConfigDict(extra="forbid", strict=True, allow_inf_nan=False)
 
@@ -129,6 +140,7 @@ class ImageRequest(Strict, IODescriptor):
     loras: list[LoraSpec] = Field([], max_length=4, description="Adapters mixed into this picture alone.")
     response_format: ImageFormat = Field("png", description="Encoding of the picture.")
     stream: bool = Field(False, description="Answer with server-sent events, the last with the picture.")
+    keep_alive_s: KeepAlive = None
 
     @model_validator(mode="after")
     def _these_need_a_picture(self) -> ImageRequest:
@@ -186,6 +198,7 @@ class SpeechRequest(Strict, IODescriptor):
     stream_format: Literal["audio", "sse"] = Field(
         "audio", description="With `stream`: the sound itself, or server-sent events with it and progress."
     )
+    keep_alive_s: KeepAlive = None
 
     @model_validator(mode="after")
     def _one_voice(self) -> SpeechRequest:

@@ -32,6 +32,7 @@ def speech_job(request: SpeechRequest, ticket: Ticket, timeout_s: float) -> Spee
         temperature=request.temperature,
         response_format=request.response_format,
         sample_rate=request.sample_rate,
+        keep_alive_s=request.keep_alive_s,
     )
 
 

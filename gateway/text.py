@@ -61,6 +61,7 @@ def _job(request: TextRequest, id: str, seed: int, timeout_s: float) -> TextJob:
         constraint=_constraint(request.response_format),
         tools=tuple(Tool(**tool.function.model_dump()) for tool in request.tools),
         tool_choice=request.tool_choice,
+        keep_alive_s=request.keep_alive_s,
     )
 
 

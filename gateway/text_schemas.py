@@ -18,7 +18,7 @@ from pydantic import (
 )
 from pydantic_core import PydanticCustomError
 
-from gateway.schemas import NO_NUL, Model, Seed, Strict, Timings, Whole, whole
+from gateway.schemas import NO_NUL, KeepAlive, Model, Seed, Strict, Timings, Whole, whole
 from jobs import FinishReason
 
 MAX_TEXTS = 4
@@ -186,6 +186,7 @@ class TextRequest(Strict, IODescriptor):
     )
     seed: Seed = None
     stream: bool = Field(False, description="Answer with server-sent events, a piece of text each.")
+    keep_alive_s: KeepAlive = None
 
     @model_validator(mode="after")
     def _one_source(self) -> TextRequest:

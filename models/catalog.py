@@ -55,7 +55,7 @@ class Entry(BaseModel):
 
     model_config = ConfigDict(extra="forbid", frozen=True)
 
-    family: Annotated[str, StringConstraints(pattern=r"^(text|image|speech)\.[a-z_]+$")]
+    family: Annotated[str, StringConstraints(pattern=r"^(text|image|speech)\.[a-z][a-z0-9_]*$")]
     """The file in `models/` that loads it, its modality first: `image.stable_diffusion`."""
     source: Source
     precision: Literal["auto", "float32", "bfloat16", "float16", "int8", "int4"] = "auto"
@@ -77,6 +77,10 @@ class Entry(BaseModel):
     """The most requests in flight on it at once."""
     lora_memory_mib: Annotated[int, Field(ge=1)] = 1024
     """Memory of the LoRAs that are ready to be mixed; beyond it the least recently used make room."""
+    load: Literal["start", "use"] = "start"
+    """When it comes into memory: before the runner is ready, or at its first use."""
+    keep_alive_s: Annotated[float, Field(ge=-1)] = -1
+    """Seconds without a request after which it leaves memory; 0 at once, below 0 never by itself."""
     loras: Source | None = None
     """The folder that LoRA files are taken from; it is read again when a name is not known."""
     aliases: tuple[str, ...] = ()
@@ -89,6 +93,8 @@ class Entry(BaseModel):
     """The loudness (ITU-R BS.1770) that speech is levelled to; left out, it stays as the model makes it."""
     licence: str
     """The licence's name, and its page where a hub asks for agreement."""
+    gated: bool = False
+    """Its hub asks for agreement to the licence, and for a token of who agreed (HF_TOKEN)."""
     memory: Memory | None = None
     """What it takes; without it `triptych plan` goes by the size of its files."""
     files: tuple[str, ...] = ("*.json", "*.safetensors", "*.txt", "*.model", "*.jinja")

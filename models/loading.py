@@ -3,16 +3,19 @@
 from __future__ import annotations
 
 import importlib
+import math
+from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
 import transformers
+from safetensors import SafetensorError, safe_open
 
 from models.catalog import Entry, Modality
 from models.protocol import Model, ModelSpec
 from models.sources import EMBEDDED, LoadError, find_folder
 
-__all__ = ["EMBEDDED", "LoadError", "find_folder", "load_model", "spec_of"]
+__all__ = ["EMBEDDED", "LoadError", "find_folder", "load_model", "spec_of", "weight_bytes"]
 
 
 def load_model(name: str, entry: Entry, device: str) -> Model[Any, Any]:
@@ -40,16 +43,43 @@ def has_amx(cpuinfo: Path = Path("/proc/cpuinfo")) -> bool:
         return False
 
 
+def weight_bytes(entry: Entry, device: str) -> int:
+    """What its weights take in memory, by the catalog's figures or else its files; 0 where neither tells."""
+    each = {"float32": 4, "bfloat16": 2, "float16": 2}[dtype_of(entry, device)]
+    if entry.memory is None:
+        return 0 if entry.source.startswith("hub:") else each * _parameters(find_folder(entry.source, entry))
+    shrunk = entry.memory.quantizable if entry.precision in ("int8", "int4") else 0
+    shrunk_bytes = shrunk if entry.precision == "int8" else shrunk // 2
+    return each * (entry.memory.parameters - shrunk) + shrunk_bytes
+
+
+def _parameters(folder: Path) -> int:
+    files = [folder] if folder.is_file() else sorted(folder.rglob("*.safetensors"))
+    total = 0
+    for file in files:
+        with (
+            suppress(OSError, SafetensorError),
+            safe_open(file, "pt") as tensors,
+        ):  # loading says what is wrong
+            total += sum(math.prod(tensors.get_slice(name).get_shape()) for name in tensors.keys())  # noqa: SIM118
+    return total
+
+
+def dtype_of(entry: Entry, device: str) -> str:
+    """The precision of what is not quantized, as torch names it."""
+    if entry.precision in ("auto", "int8", "int4"):
+        return _automatic(entry.modality, device)
+    return entry.precision
+
+
 def spec_of(name: str, entry: Entry, device: str) -> ModelSpec:
     """Brings the model's files to this machine and says how to load them. Raises `LoadError`."""
     quantization = entry.precision if entry.precision in ("int8", "int4") else None
-    automatic = entry.precision == "auto" or quantization is not None
-    dtype = _automatic(entry.modality, device) if automatic else entry.precision
     return ModelSpec(
         name=name,
         folder=find_folder(entry.source, entry),
         device=device,
-        dtype=dtype,
+        dtype=dtype_of(entry, device),
         quantization=quantization,
         max_rows=entry.max_rows,
         offload=entry.offload,

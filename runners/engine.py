@@ -21,6 +21,7 @@ from runners.failures import CANCELLED, CLOSING, INTERNAL, LATE, NO_MEMORY, isol
 from runners.lanes import Lanes
 from runners.metrics import EngineMetrics
 from runners.register import Register
+from runners.residency import Residency
 from runners.stream import Stream
 from runners.ticket import Outcome, Pace, Ticket
 
@@ -36,7 +37,7 @@ class Engine:
 
     def __init__(
         self,
-        models: Mapping[str, Model[Any, Any]],
+        models: Mapping[str, Model[Any, Any]] | Residency,
         metrics: EngineMetrics,
         *,
         queue_size: int = 64,
@@ -44,7 +45,7 @@ class Engine:
         finish_threads: int = 2,
         on_crash: Callable[[], None] | None = None,
     ) -> None:
-        self._models = models
+        self._models = models if isinstance(models, Residency) else Residency.of(models)
         self._metrics = metrics
         self._buffer_size = buffer_size
         self._on_crash = on_crash
@@ -75,7 +76,9 @@ class Engine:
         UNAVAILABLE while draining, INVALID for an id in use.
         """
         ticket = Ticket(job, self._model_of(job), Stream(self._buffer_size, self._wake))
-        self._register.enter(ticket)
+        before = self._register.enter(ticket)
+        if not self._models.present(ticket.model_name):
+            ticket.stream.put(Queued(position=before))
         self._prepare_pool.submit(self._prepare, ticket)
         self._wake()  # its deadline may be the next one
         return ticket.stream
@@ -101,16 +104,21 @@ class Engine:
         self._prepare_pool.shutdown()
         self._finish_pool.shutdown()
 
-    def _model_of(self, job: Job) -> Model[Any, Any]:
-        name = job.model or next(iter(self._models))
-        if name not in self._models:
+    def resident(self) -> list[dict[str, Any]]:
+        """The models in memory."""
+        return self._models.resident()
+
+    def _model_of(self, job: Job) -> str:
+        names = self._models.names
+        name = job.model or names[0]
+        if name not in names:
             raise JobError(
                 ErrorKind.NOT_FOUND,
-                f"There is no model '{name}' here. There are: {', '.join(self._models)}.",
+                f"There is no model '{name}' here. There are: {', '.join(names)}.",
                 param="model",
                 code="model_not_found",
             )
-        return self._models[name]
+        return name
 
     def _wake(self) -> None:
         self._inbox.put(lambda: None)
@@ -118,8 +126,21 @@ class Engine:
     # --- beside the steps, in the pools ---------------------------------------------------------------------
 
     def _prepare(self, ticket: Ticket) -> None:
-        outcome = isolated(lambda: ticket.model.prepare(ticket.job))
+        outcome = isolated(lambda: self._row(ticket))
         self._inbox.put(lambda: self._prepared(ticket, outcome))
+
+    def _row(self, ticket: Ticket) -> Any:
+        """May wait for the model to be loaded, and for others to leave it room."""
+        ticket.model = self._models.borrow(ticket.model_name, lambda: not ticket.ended)
+        try:
+            return ticket.model.prepare(ticket.job)
+        except BaseException:
+            self._give_back(ticket)
+            raise
+
+    def _give_back(self, ticket: Ticket) -> None:
+        ticket.model = None
+        self._models.give_back(ticket.model_name, ticket.job.keep_alive_s)
 
     def _finish(self, ticket: Ticket) -> None:
         outcome = isolated(lambda: ticket.model.finish(ticket.row))
@@ -270,6 +291,7 @@ class Engine:
 
     def _release(self, ticket: Ticket) -> None:
         ticket.model.release(ticket.row)
+        self._give_back(ticket)
         self._register.leave(ticket)
 
     def _close(self) -> None:

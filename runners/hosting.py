@@ -50,6 +50,7 @@ class Backend(Protocol):
 
     def submit(self, job: Job) -> AsyncIterable[Event]: ...
     def cancel(self, job_id: str) -> bool: ...
+    def resident(self) -> list[dict[str, Any]]: ...
     def drain(self, timeout_s: float) -> bool: ...
     def close(self) -> None: ...
 
@@ -99,7 +100,8 @@ class Runner:
 
     @bentoml.api
     async def state(self) -> dict[str, Any]:
-        return dict(self._state)
+        resident = [] if self._backend is None else self._backend.resident()
+        return {**self._state, "resident": resident}
 
     @bentoml.api
     async def watch(self) -> AsyncGenerator[str, None]:

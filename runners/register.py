@@ -26,9 +26,13 @@ class Register:
         self._empty = threading.Event()
         self._empty.set()
 
-    def enter(self, ticket: Ticket) -> None:
-        """Raises `JobError` when it cannot be taken: OVERLOADED, UNAVAILABLE, INVALID for an id in use."""
+    def enter(self, ticket: Ticket) -> int:
+        """How many wait before it.
+
+        Raises `JobError` when it cannot be taken: OVERLOADED, UNAVAILABLE, INVALID for an id in use.
+        """
         with self._lock:
+            before = self._queued
             error = self._refusal(ticket)
             if error is None:
                 self._tickets[ticket.job.id] = ticket
@@ -39,6 +43,7 @@ class Register:
             self._metrics.ended(Outcome.REFUSED)
             raise error
         self._metrics.queue_depth(self._queued)
+        return before
 
     def _refusal(self, ticket: Ticket) -> JobError | None:
         if self._closing:

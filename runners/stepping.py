@@ -2,17 +2,21 @@
 
 from __future__ import annotations
 
+import gc
 import logging
+import sys
 import time
+from functools import partial
 from typing import Any
 
 from models.catalog import Entry, Modality
-from models.loading import load_model
+from models.loading import LoadError, load_model, weight_bytes
 from models.protocol import Model
 from runners.engine import Engine
 from runners.hosting import crash
 from runners.metrics import EngineMetrics
 from runners.placement import Placement
+from runners.residency import Place, Residency
 from settings import Settings
 
 log = logging.getLogger("triptych.runner")
@@ -21,16 +25,40 @@ log = logging.getLogger("triptych.runner")
 def step_engine(
     modality: Modality, entries: dict[str, Entry], placement: Placement, options: Settings
 ) -> Engine:
-    """Loads and warms up each model, then starts the engine. Raises `models.loading.LoadError`."""
-    models: dict[str, Model[Any, Any]] = {}
-    for name, entry in entries.items():
-        started = time.monotonic()
-        models[name] = load_model(name, entry, placement.device)
-        loaded = time.monotonic()
-        models[name].warm_up()
-        log.info(
-            "Loaded %s in %.1f s, warmed up in %.1f s", name, loaded - started, time.monotonic() - loaded
+    """Loads what is to be loaded at the start, then starts the engine. Raises `models.loading.LoadError`."""
+    places = {
+        name: Place(
+            load=partial(_loaded, name, entry, placement.device),
+            size_bytes=weight_bytes(entry, placement.device),
+            keep_alive_s=entry.keep_alive_s,
         )
+        for name, entry in entries.items()
+    }
+    budget = round(options.memory_gib * 2**30) or None
+    try:
+        models = Residency(places, budget_bytes=budget, freed=_freed)
+    except ValueError as error:
+        raise LoadError(f"{error}: TRIPTYCH_MEMORY_GIB is too little for it") from error
+    for name, entry in entries.items():
+        if entry.load == "start":
+            models.preload(name)
     engine = Engine(models, EngineMetrics(modality), queue_size=options.queue_size, on_crash=crash)
     engine.start()
     return engine
+
+
+def _loaded(name: str, entry: Entry, device: str) -> Model[Any, Any]:
+    started = time.monotonic()
+    model = load_model(name, entry, device)
+    loaded = time.monotonic()
+    model.warm_up()
+    log.info("Loaded %s in %.1f s, warmed up in %.1f s", name, loaded - started, time.monotonic() - loaded)
+    return model
+
+
+def _freed() -> None:
+    """Models hold themselves in circles, and torch keeps the memory of a GPU for its next tensors."""
+    gc.collect()
+    torch: Any = sys.modules.get("torch")
+    if torch is not None and torch.cuda.is_available():
+        torch.cuda.empty_cache()

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import importlib.util
+import logging
+from collections.abc import Mapping
 
 import bentoml
 
@@ -12,27 +14,44 @@ from runners.hosting import SERVICE, Backend, Runner
 from runners.placement import Placement
 from settings import Settings
 
+log = logging.getLogger("triptych.runner")
+
 
 @bentoml.service(name="TextRunner", **SERVICE)
 class TextRunner(Runner):
     modality = Modality.TEXT
 
     def build(self, entries: dict[str, Entry], placement: Placement, options: Settings) -> Backend:
-        if wants_vllm(entries, placement, options):
+        obstacle = vllm_obstacle(entries, placement, options)
+        if obstacle is None:
             from runners.vllm import vllm_backend
 
+            log.info("Text runs on vLLM")
             return vllm_backend(entries, placement, options)
         from runners.stepping import step_engine
 
+        log.info("Text runs on transformers: %s", obstacle)
         return step_engine(self.modality, entries, placement, options)
 
     def warm_up_job(self) -> Job:
         return TextJob(id="warm-up", timeout_s=600, seed=0, prompt="Hello", max_tokens=4, temperature=0)
 
 
-def wants_vllm(entries: dict[str, Entry], placement: Placement, options: Settings) -> bool:
-    if options.text_engine == "auto":
-        # vLLM has no bitsandbytes: a model that fits only when quantized runs on ours.
-        plain = all(entry.precision not in ("int8", "int4") for entry in entries.values())
-        return plain and placement.device != "cpu" and importlib.util.find_spec("vllm") is not None
-    return options.text_engine == "vllm"
+def vllm_obstacle(entries: Mapping[str, Entry], placement: Placement, options: Settings) -> str | None:
+    """Why text does not run on vLLM; None when it does, because it is asked for or nothing is in its way."""
+    if options.text_engine == "vllm":
+        return None
+    if options.text_engine == "transformers":
+        return "TRIPTYCH_TEXT_ENGINE asks for it"
+    if placement.device == "cpu":
+        return "on a CPU vLLM takes a minute to be ready; TRIPTYCH_TEXT_ENGINE=vllm asks for it all the same"
+    for name, entry in entries.items():
+        if entry.precision in ("int8", "int4"):
+            return f"{name} is {entry.precision} by bitsandbytes, which vLLM has no more"
+        if entry.family != "text.decoder":
+            return f"{name} is an encoder-decoder, which vLLM does not serve"
+    if len(entries) > 1:
+        return "vLLM serves one model a runner"
+    if importlib.util.find_spec("vllm") is None:
+        return "vLLM is not installed"
+    return None

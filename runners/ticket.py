@@ -8,7 +8,7 @@ from enum import StrEnum
 from typing import Any
 
 from jobs import Done, Job, Result
-from models.protocol import Lane, Model
+from models.protocol import Lane
 from runners.stream import Stream
 
 _numbers = itertools.count()
@@ -34,6 +34,7 @@ class Ticket:
         "job",
         "lane",
         "model",
+        "model_name",
         "number",
         "queued",
         "row",
@@ -41,9 +42,10 @@ class Ticket:
         "turn",
     )
 
-    def __init__(self, job: Job, model: Model[Any, Any], stream: Stream) -> None:
+    def __init__(self, job: Job, model_name: str, stream: Stream) -> None:
         self.job = job
-        self.model = model
+        self.model_name = model_name
+        self.model: Any = None  # the model itself, while the job has borrowed it
         self.stream = stream
         self.number = next(_numbers)
         self.turn = 0.0  # its place in the queue: see `runners.fair`

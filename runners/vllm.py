@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import logging
 import threading
+from typing import Any
 
 from jobs import Done, ErrorKind, Failed, Job, JobError, TextJob
 from models.catalog import Entry
@@ -75,6 +76,10 @@ class VllmBackend:
         known = job_id in self._tasks
         self._loop.call_soon_threadsafe(self._model.cancel, job_id)
         return known
+
+    def resident(self) -> list[dict[str, Any]]:
+        """Its one model, which stays; what it takes is vLLM's own account."""
+        return [{"name": self._model.name, "size_bytes": 0, "leaves_in_s": None}]
 
     def drain(self, timeout_s: float) -> bool:
         self._closing = True

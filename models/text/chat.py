@@ -24,6 +24,8 @@ class Prompt:
     tools: ToolFormat | None
     """How tool calls look in the text, when there may be any."""
 
+    before: Sequence[int]
+    """Tokens that the text follows on directly; none where the prompt has an encoder of its own."""
     special_shown: bool
     """Special tokens are part of the text, because they mark tool calls."""
 
@@ -34,12 +36,15 @@ class Prompt:
 class Prompter:
     """Makes prompts for one model; safe to call from several threads."""
 
-    def __init__(self, tokenizer: Any, *, model: str, context: int) -> None:
-        """Raises `ValueError` for a tokenizer without a `tokenizer.json`."""
+    def __init__(self, tokenizer: Any, *, model: str, context: int, apart: bool = False) -> None:
+        """`apart`: prompt and text have `context` tokens each, as in an encoder and a decoder.
+
+        Raises `ValueError` for a tokenizer without a `tokenizer.json`."""
         backend = getattr(tokenizer, "backend_tokenizer", None)
         if backend is None:
             raise ValueError(f"{model}: its tokenizer has no tokenizer.json, which this engine needs")
         self.context = context
+        self._apart = apart
         self._model = model
         self._tokenizer = tokenizer
         # The tokenizer proper is used below transformers, which sets truncation on the shared object at each
@@ -64,6 +69,7 @@ class Prompter:
             max_tokens=self._max_tokens(len(ids), job.max_tokens),
             constraint=self._constraint(job, form),
             tools=form,
+            before=() if self._apart else ids,
             special_shown=form is not None and form.begin in self._special(),
         )
 
@@ -131,7 +137,13 @@ class Prompter:
     def _max_tokens(self, prompt: int, wanted: int | None) -> int:
         if wanted is not None and wanted < 1:
             raise _invalid("max_tokens must be at least 1.", param="max_tokens")
-        left = self.context - prompt
+        if self._apart and (prompt > self.context or (wanted or 1) > self.context):
+            message = (
+                f"{self._model} takes up to {self.context} tokens, of which the prompt has {prompt}, "
+                f"and writes up to {self.context}."
+            )
+            raise _invalid(message, param="max_tokens", code="context_length_exceeded")
+        left = self.context if self._apart else self.context - prompt
         if left < (wanted or 1):
             asked = "the answer needs at least 1" if wanted is None else f"max_tokens is {wanted}"
             message = (

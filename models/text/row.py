@@ -81,7 +81,7 @@ def make_row(job: TextJob, prompt: Prompt, prompter: Prompter, grammars: Grammar
             frequency=job.frequency_penalty,
             prompt=frozenset(prompt.ids),
         ),
-        text=Detokenizer(decode, prompt.ids),
+        text=Detokenizer(decode, prompt.before),
         stops=StopFinder(job.stop),
         matcher=None if prompt.constraint is None else grammars.matcher(prompt.constraint),
         calls=prompt.calls(),

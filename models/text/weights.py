@@ -76,13 +76,14 @@ def _model(spec: ModelSpec) -> Any:
         use_safetensors=True,
         dtype=getattr(torch, spec.dtype),
         attn_implementation=ATTENTION,
-        quantization_config=_quantization(spec),
+        quantization_config=quantization_of(spec),
         device_map={"": spec.device},
     )
     return model.eval()
 
 
-def _quantization(spec: ModelSpec) -> BitsAndBytesConfig | None:
+def quantization_of(spec: ModelSpec) -> BitsAndBytesConfig | None:
+    """How bitsandbytes shrinks it, None for not at all. Raises `ValueError`."""
     if spec.quantization is None:
         return None
     if spec.quantization not in ("int8", "int4"):

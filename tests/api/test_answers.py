@@ -90,6 +90,7 @@ async def test_all_that_a_text_can_be_asked_goes_into_its_job(
         "presence_penalty": 0.2,
         "frequency_penalty": 0.3,
         "logprobs": 2,
+        "keep_alive_s": 60,
         "tools": [{"type": "function", "function": tool}],
         "tool_choice": "required",
     }
@@ -103,7 +104,7 @@ async def test_all_that_a_text_can_be_asked_goes_into_its_job(
     assert job.tools == (Tool(**tool),)
     penalties = (job.repetition_penalty, job.presence_penalty, job.frequency_penalty)
     assert (job.max_tokens, job.min_p, penalties) == (None, 0.1, (1.1, 0.2, 0.3))
-    assert (job.logprobs, job.tool_choice) == (2, "required")
+    assert (job.logprobs, job.tool_choice, job.keep_alive_s) == (2, "required", 60)
 
 
 @pytest.mark.parametrize(

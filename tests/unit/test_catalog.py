@@ -85,3 +85,19 @@ def test_a_hub_out_of_reach_is_one_line_that_says_what_to_do(
         spec_of("m", hub, "cpu")
     assert "\n" not in str(error.value)
     assert "TRIPTYCH_PROFILE=embedded" in str(error.value)
+
+
+def test_every_language_model_of_the_hub_tells_what_it_takes() -> None:
+    models = {
+        name: entry for name, entry in read_catalog().models.items() if entry.family.startswith("text.")
+    }
+    hub = {name: entry for name, entry in models.items() if entry.source.startswith("hub:")}
+    assert {"tinyllama-1.1b-chat", "phi-3-mini-4k", "mistral-7b", "mistral-7b-instruct"} <= set(hub)
+    assert {"gemma-2b-it", "llama-3.1-8b-instruct", "code-llama-7b-instruct", "flan-t5-xl"} <= set(hub)
+    for name, entry in hub.items():
+        assert entry.memory is not None, name
+        assert 0 < entry.memory.quantizable < entry.memory.parameters, name
+        assert entry.memory.cache_values_per_token > 0, name
+        assert entry.memory.context >= 512, name
+    assert hub["llama-3.1-8b-instruct"].gated
+    assert not hub["tinyllama-1.1b-chat"].gated

@@ -44,6 +44,7 @@ BOUNDS: list[tuple[type[BaseModel], str, list[Any], list[tuple[Any, str]]]] = [
     (TextRequest, "frequency_penalty", [-2, 2], [(-2.1, "at least -2."), (2.1, "at most 2.")]),
     (TextRequest, "logprobs", [0, 20, None], [(-1, "at least 0."), (10**9, "at most 20.")]),
     (TextRequest, "n", [1, 4], [(0, "at least 1."), (10**9, "at most 4.")]),
+    (TextRequest, "keep_alive_s", [-1, 86_400, None], [(-2, "at least -1."), (86_401, "at most 86400.")]),
     (TextRequest, "tools", [[], [TOOL] * 32], [([TOOL] * 33, "at most 32 items")]),
     (TextRequest, "tool_choice", ["auto", "none", "required"], [("any", "'auto'")]),
     (TextRequest, "stop", ["x", ["a", "b", "c", "d"], "x" * 64, None], [(["a"] * 5, "at most 4 items")]),
