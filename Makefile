@@ -15,7 +15,8 @@ export BENTOML_DO_NOT_TRACK := true
 # A comma that functions of make do not take for one of theirs.
 , := ,
 .PHONY: help serve env dev test lint format test-slow requirements bento clean \
-    train-text train-image train-lora train-speech score-embedded bench-image bench-speech bench-overhead bench-gpu
+    train-text train-image train-lora train-speech score-embedded bench-image bench-speech bench-text \
+    bench-overhead bench-gpu
 
 help:  ## Show the targets
 	@grep -hE '^[a-z-]+:.*##' $(MAKEFILE_LIST) | awk -F ':.*## ' '{printf "  make %-14s %s\n", $$1, $$2}'
@@ -89,6 +90,9 @@ bench-speech: .venv/.bench  ## Compare speech serving with Hugging Face's Bark (
 
 bench-overhead: dev  ## Measure what the gateway adds to a chat, at one client (fails above 8 ms)
 	$(BIN)/python -m load_tests.overhead
+
+bench-text: .venv/.bench  ## Compare text serving with its peers (SHORT=1: in three minutes)
+	$(BIN)/python -m load_tests.text $(if $(SHORT),--rounds 3)
 
 bench-gpu: dev  ## Measure pictures on a GPU against its limit (needs no BentoML)
 	$(BIN)/python -m load_tests.gpu

@@ -141,8 +141,6 @@ class TextJob:
     tools: tuple[Tool, ...] = ()
     tool_choice: ToolChoice = "auto"
     """`required`: the text must be calls of `tools`; to ask for a certain one, give only that one."""
-    lora: str | None = None
-    """An adapter of the model's folder of LoRAs."""
     cache_salt: str | None = None
     """Cached prefixes are shared only among jobs of one salt; the gateway makes it from the caller's key."""
     keep_alive_s: float | None = None

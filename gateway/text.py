@@ -36,10 +36,10 @@ _LOGPROBS: TypeAdapter[tuple[TokenLogprob, ...]] = TypeAdapter(tuple[TokenLogpro
 def text_jobs(request: TextRequest, ticket: Ticket, timeout_s: float) -> list[TextJob]:
     """A job a text, so that each is the text of its own seed; after the largest seed comes 0."""
     each = numbered(ticket.job_id, seed_or_fresh(request.seed), request.n)
-    return [_job(request, id, seed, timeout_s) for id, seed in each]
+    return [_job(request, ticket, id, seed, timeout_s) for id, seed in each]
 
 
-def _job(request: TextRequest, id: str, seed: int, timeout_s: float) -> TextJob:
+def _job(request: TextRequest, ticket: Ticket, id: str, seed: int, timeout_s: float) -> TextJob:
     return TextJob(
         id=id,
         model=request.model,
@@ -62,6 +62,7 @@ def _job(request: TextRequest, id: str, seed: int, timeout_s: float) -> TextJob:
         tools=tuple(Tool(**tool.function.model_dump()) for tool in request.tools),
         tool_choice=request.tool_choice,
         keep_alive_s=request.keep_alive_s,
+        cache_salt=ticket.key_id or None,
     )
 
 

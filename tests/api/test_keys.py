@@ -115,6 +115,20 @@ async def test_a_keys_routes_and_models(client: httpx.AsyncClient, make: Make, r
     assert not runners["image"].jobs
 
 
+async def test_prefixes_are_cached_apart_for_each_key(
+    client: httpx.AsyncClient, make: Make, runners: Runners
+) -> None:
+    for headers in (make()[1], make()[1]):
+        for path, body in (
+            ("/text", {"prompt": "x"}),
+            ("/v1/completions", {"prompt": "x"}),
+        ):
+            assert (await client.post(path, json=body, headers=headers)).status_code == 200
+    salts = [job.cache_salt for job in runners["text"].jobs if isinstance(job, TextJob)]
+    assert salts[0] == salts[1] != salts[2] == salts[3]
+    assert all(salts)
+
+
 async def test_requests_a_minute(client: httpx.AsyncClient, make: Make) -> None:
     _, mine = make(requests_per_minute=3)
     _, others = make()
