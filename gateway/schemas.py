@@ -153,12 +153,9 @@ class ImageRequest(Strict, IODescriptor):
 class SpeechRequest(Strict, IODescriptor):
     """A text to say."""
 
-    # At most one of the two; BentoML, which describes the service when a Bento is built, knows no `not`.
-    model_config = ConfigDict(
-        json_schema_extra={
-            "anyOf": [{"properties": {each: {"type": "null"}}} for each in ("voice", "voice_file")]
-        }
-    )
+    # `oneOf` is for BentoML: its description of a service knows no `not`, and its client takes other
+    # combinations for the whole of a request.
+    model_config = ConfigDict(json_schema_extra={"oneOf": [{"not": {"required": ["voice", "voice_file"]}}]})
     file_fields: ClassVar[frozenset[str]] = frozenset({"voice_file"})
 
     text: str = Field(
