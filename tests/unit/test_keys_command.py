@@ -18,6 +18,7 @@ from gateway.store import Store
 from gateway.tickets import Taken, Ticket
 from gateway.units import Units
 from settings import settings
+from tests.e2e.process import free_port
 
 run = CliRunner()
 
@@ -85,6 +86,8 @@ def test_an_open_address_needs_a_key_or_a_word(monkeypatch: pytest.MonkeyPatch) 
         assert refused.exit_code == 2
         assert "keys create" in refused.stderr
     assert not started
+    monkeypatch.setenv("HOST", "0.0.0.0")  # noqa: S104 - nothing is started
+    monkeypatch.setenv("PORT", str(free_port()))
     monkeypatch.setenv("TRIPTYCH_KEYLESS", "true")
     settings.cache_clear()
     assert run.invoke(app, ["serve"]).exit_code == 0
