@@ -152,17 +152,7 @@ def open_doors(service: bentoml.Service[Any]) -> None:
         endpoints = {method.name: (method.input_spec, method.doc or "") for method in methods}
         return openapi_document(service.name, endpoints, gateway.doors.all)
 
-    edge: Any = Edge  # BentoML's protocol for it describes a function
-    service.add_asgi_middleware(
-        edge,
-        schemas={method.route: method.input_spec for method in methods},
-        document=document,
-        readiness=gateway.readiness,
-        doors=gateway.doors,
-        office=gateway.office,
-        options=gateway.options,
-    )
-    if gateway.options.cors_origins:  # outside the edge, for a browser asks without a key first
+    if gateway.options.cors_origins:  # first is outermost: a browser asks before it sends a key
         service.add_asgi_middleware(
             cast(Any, CORSMiddleware),
             allow_origins=list(gateway.options.cors_origins),
@@ -177,3 +167,13 @@ def open_doors(service: bentoml.Service[Any]) -> None:
                 "Retry-After",
             ],
         )
+    edge: Any = Edge  # BentoML's protocol for it describes a function
+    service.add_asgi_middleware(
+        edge,
+        schemas={method.route: method.input_spec for method in methods},
+        document=document,
+        readiness=gateway.readiness,
+        doors=gateway.doors,
+        office=gateway.office,
+        options=gateway.options,
+    )
