@@ -60,8 +60,8 @@ _ANSWERS: dict[str, tuple[str, dict[str, Any], tuple[str, ...]]] = {
         (*_TIMED, "X-Safety-Checker"),
     ),
     "image_stream": ("Events: queued, progress, preview, result or error.", _EVENTS, ("X-Seed",)),
-    "speech": ("The encoded sound.", _AUDIO, (*_TIMED, "X-Sample-Rate")),
-    "speech_stream": ("The encoded sound, as it is made.", _AUDIO, ("X-Seed", "X-Sample-Rate")),
+    "speech": ("The encoded sound.", _AUDIO | _EVENTS, (*_TIMED, "X-Sample-Rate")),
+    "speech_stream": ("The encoded sound, as it is made.", _AUDIO | _EVENTS, ("X-Seed", "X-Sample-Rate")),
 }
 
 
