@@ -183,7 +183,7 @@ class SpeechRequest(Strict, IODescriptor):
     )
     voice_file: EncodedFile = Field(
         None,
-        description="A Bark preset of your own in place of `voice`: .npz or .safetensors in base64, 4 MiB.",
+        description="A Bark preset of your own, never with `voice`: .npz or .safetensors in base64, 4 MiB.",
     )
     temperature: float = Field(0.6, ge=0, le=1.5, description="How freely the voice varies.")
     seed: Seed = None
