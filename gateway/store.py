@@ -139,7 +139,8 @@ def insert_new(connection: sql.Connection, table: sql.Table, values: dict[str, A
     """Inserts a row unless its primary key is there; tells whether it was new."""
     dialect: Any = sqlite if connection.dialect.name == "sqlite" else postgresql
     statement = dialect.insert(table).values(values).on_conflict_do_nothing()
-    return bool(connection.execute(statement).rowcount)
+    # Not by the count of rows, which drivers do not tell of such a statement.
+    return connection.execute(statement.returning(*table.primary_key)).first() is not None
 
 
 _IN_MEMORY: dict[str, Any] = {"poolclass": sql.StaticPool, "connect_args": {"check_same_thread": False}}
