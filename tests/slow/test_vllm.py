@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import asyncio
 import importlib.util
+import json
+import re
 from collections.abc import AsyncGenerator, AsyncIterator
 from pathlib import Path
 from typing import Any
@@ -12,7 +14,7 @@ import pytest
 import pytest_asyncio
 import torch
 
-from jobs import Done, ErrorKind, Event, JobError, Message, TextDelta, TextJob, TextResult
+from jobs import Constraint, Done, ErrorKind, Event, JobError, Message, TextDelta, TextJob, TextResult
 from models.protocol import ModelSpec
 from models.text.decoder import Decoder, load
 from models.text.vllm import VllmOptions, VllmText
@@ -113,6 +115,48 @@ async def test_stop_string_cuts_and_never_leaks(vllm: VllmText, decoder: Decoder
     assert result.text == "".join(deltas) == full[: full.index(stop)]
     assert result.finish_reason == "stop"
     assert result == on_ours(decoder, order)
+
+
+async def test_penalties_and_logprobs_are_our_own_engines(vllm: VllmText, decoder: Decoder) -> None:
+    asked = {"repetition_penalty": 1.3, "presence_penalty": 0.4, "frequency_penalty": 0.2, "logprobs": 2}
+    for i, stream in enumerate((True, False)):
+        order = job(f"p{i}", "Once upon a time", stream=stream, **asked)
+        _, result = await answer(vllm, order)
+        ours = on_ours(decoder, order)
+        assert result.text == ours.text
+        assert result.logprobs is not None
+        assert ours.logprobs is not None
+        assert [told.token for told in result.logprobs] == [told.token for told in ours.logprobs]
+        for theirs, own in zip(result.logprobs, ours.logprobs, strict=True):
+            assert theirs.logprob == pytest.approx(own.logprob, abs=1e-2)
+            assert [other.token for other in theirs.top] == [other.token for other in own.top]
+
+
+@pytest.mark.parametrize(
+    "constraint",
+    [
+        Constraint(kind="regex", value="(red|green) (fox|owl)s?"),
+        Constraint(
+            kind="json_schema",
+            value='{"type": "object", "properties": {"age": {"type": "integer", "maximum": 99}},'
+            ' "required": ["age"], "additionalProperties": false}',
+        ),
+    ],
+)
+async def test_both_engines_follow_the_same_grammar(
+    vllm: VllmText, decoder: Decoder, constraint: Constraint
+) -> None:
+    order = job(f"g-{constraint.kind}", "The ", constraint=constraint, max_tokens=120)
+    _, result = await answer(vllm, order)
+    assert result.text == on_ours(decoder, order).text
+    assert result.finish_reason == "stop"
+    if constraint.kind == "regex":
+        assert re.fullmatch(constraint.value, result.text)
+    else:
+        assert json.loads(result.text)["age"] <= 99
+    with pytest.raises(JobError) as refused:
+        await answer(vllm, job("bad", "x", constraint=Constraint(kind="regex", value="(red")))
+    assert refused.value.param == "response_format"
 
 
 async def test_seed_decides(vllm: VllmText) -> None:
