@@ -18,8 +18,8 @@ from torch import Tensor
 
 from jobs import Constraint, ErrorKind, JobError
 
-WHITESPACE = r"[ \n]{0,16}"
-"""Between the parts of JSON. Without a bound a model may go on with blanks to its last token."""
+SPACING = {"whitespace_flexible": False, "item_separator": ", ", "key_separator": ": "}
+"""JSON on one line, as most models have read it. Left free, a model may write blanks to its last token."""
 
 
 class Grammars:
@@ -93,14 +93,14 @@ def checked(constraint: Constraint) -> None:
 
 
 def bounded_schema(constraint: Constraint) -> str:
-    """The JSON schema with `WHITESPACE` in it, where llguidance looks for it."""
+    """The JSON schema with `SPACING` in it, where llguidance looks for it."""
     try:
         schema = json.loads(constraint.value)
     except ValueError:
         raise refused(constraint) from None
     if not isinstance(schema, dict):
         raise refused(constraint)
-    return json.dumps(schema | {"x-guidance": {"whitespace_pattern": WHITESPACE}})
+    return json.dumps(schema | {"x-guidance": SPACING})
 
 
 def refused(constraint: Constraint) -> JobError:

@@ -13,6 +13,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from jobs import Tool, ToolCall
+from models.text.constraint import SPACING
 
 
 @dataclass(frozen=True, slots=True)
@@ -70,7 +71,7 @@ def _schema(form: ToolFormat, tool: Tool) -> dict[str, Any]:
         },
         "required": ["name", form.arguments],
         "additionalProperties": False,
-        "x-guidance": {"whitespace_pattern": r"[ \n]{0,16}"},
+        "x-guidance": SPACING,
     }
 
 
