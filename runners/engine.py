@@ -78,7 +78,7 @@ class Engine:
         ticket = Ticket(job, self._model_of(job), Stream(self._buffer_size, self._wake))
         before = self._register.enter(ticket)
         if not self._models.present(ticket.model_name):
-            ticket.stream.put(Queued(position=before))
+            ticket.stream.put(self._queued(before))
         self._prepare_pool.submit(self._prepare, ticket)
         self._wake()  # its deadline may be the next one
         return ticket.stream
