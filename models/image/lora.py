@@ -7,58 +7,37 @@ own slots, gathered per row and applied in one batched product. A layer that no 
 
 from __future__ import annotations
 
-from collections import Counter, OrderedDict
 from collections.abc import Generator, Hashable, Mapping, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from typing import Any
 
 import torch
 
-from models.image.lora_files import Adapter, Factors, Layer, layer_shape
+from models.image.lora_files import Adapter, Layer
+from models.image.lora_slots import Addition, Chosen, Shelf, added, values_a_rank
 
 MOST_LORAS_A_ROW = 4
 SLOTS = {16: 16, 64: 8, 128: 4}
 """The most slots by rank: a bank of 16s next to few 128s, of about the same memory."""
 
-Chosen = Sequence[tuple[Adapter, float]]
-"""The LoRAs of one row with their weights."""
+
+@dataclass(frozen=True, slots=True)
+class Selection:
+    """What one forward of a part does about LoRAs.
+
+    `additions` to layers' outputs; and `merged` weights in place of a layer's own, where all rows have the
+    same LoRAs: then it costs no more than none.
+    """
+
+    additions: Mapping[Layer, Sequence[Addition]]
+    merged: Mapping[Layer, torch.nn.Parameter]
+
+    def __bool__(self) -> bool:
+        return bool(self.additions or self.merged)
 
 
-@dataclass(slots=True)
-class Stack:
-    """One layer's LoRAs on one shelf. `written`: the slots that hold anything here."""
-
-    down: torch.Tensor
-    up: torch.Tensor
-    written: set[int] = field(default_factory=set[int])
-
-
-@dataclass(slots=True)
-class Addition:
-    """What one forward adds to one layer: `slots` [F * K], and `scale` [F, K * rank, 1] of their weights."""
-
-    stack: Stack
-    slots: torch.Tensor
-    scale: torch.Tensor
-    kept: tuple[torch.Tensor, torch.Tensor] | None = None
-
-    def factors(self) -> tuple[torch.Tensor, torch.Tensor]:
-        """`down` [F * K, rank, in] and `up` [F, K * rank, out], scaled, of each forward row's own slots.
-
-        On a CPU they are kept while the same rows step together, whose adapters keep their slots: gathering
-        them anew was a fifth of a step (measured). A GPU gathers fast and has less memory to spare.
-        """
-        if self.kept is not None:
-            return self.kept
-        up = self.stack.up[self.slots].unflatten(0, (len(self.scale), -1)).flatten(1, 2) * self.scale
-        gathered = (self.stack.down[self.slots], up)
-        if up.device.type == "cpu":
-            self.kept = gathered
-        return gathered
-
-
-Selection = Mapping[Layer, Sequence[Addition]]
+NONE = Selection({}, {})
 
 
 class LoraBank:
@@ -77,11 +56,13 @@ class LoraBank:
         """
         self._modules = {name: dict(root.named_modules()) for name, root in parts.items()}
         self._hooked: set[Layer] = set()
-        self._selection: Selection = {}
-        values = sum(_values_a_rank(module) for found in self._modules.values() for module in found.values())
+        self._selection = NONE
+        # A GPU's forwards are compiled, and it has less memory to spare.
+        self._merges_on = device.type == "cpu"
+        values = sum(values_a_rank(module) for found in self._modules.values() for module in found.values())
         share = budget_bytes // len(SLOTS)
         self._shelves = [
-            _Shelf(
+            Shelf(
                 rank=rank,
                 # One more than these is there, and stays zero.
                 slots=min(most, max(MOST_LORAS_A_ROW, share // (values * rank * dtype.itemsize) - 1)),
@@ -110,26 +91,40 @@ class LoraBank:
 
     def select(self, part: str, rows: Sequence[Chosen]) -> Selection:
         """What a forward of `part` over these rows adds, layer by layer; empty when no row has a LoRA."""
-        selection: dict[Layer, list[Addition]] = {}
+        additions: dict[Layer, list[Addition]] = {}
         for shelf in self._shelves:
             own = [[(a, w) for a, w in row if self._shelf_of(a) is shelf] for row in rows]
             for layer, addition in shelf.additions(part, own):
-                selection.setdefault(layer, []).append(addition)
-        return selection
+                additions.setdefault(layer, []).append(addition)
+        if not self._merges_on or any(_named(row) != _named(rows[0]) for row in rows):
+            return Selection(additions, {})
+        merged = {
+            layer: weight
+            for layer, those in additions.items()
+            if (weight := _merged(self._modules[layer[0]][layer[1]], those)) is not None
+        }
+        return Selection({layer: additions[layer] for layer in additions.keys() - merged.keys()}, merged)
 
     @contextmanager
     def applied(self, selection: Selection) -> Generator[None]:
         """Forwards inside add `selection`, whose rows must be theirs."""
+        own: dict[torch.nn.Module, Any] = {}
+        for (part, path), weight in selection.merged.items():
+            module = self._modules[part][path]
+            own[module] = module.weight
+            module.weight = weight
         self._selection = selection
         try:
             yield
         finally:
-            self._selection = {}
+            self._selection = NONE
+            for module, weight in own.items():
+                module.weight = weight
 
-    def _shelf_of(self, adapter: Adapter) -> _Shelf:
+    def _shelf_of(self, adapter: Adapter) -> Shelf:
         return next(shelf for shelf in self._shelves if adapter.rank <= shelf.rank)
 
-    def _on(self, shelf: _Shelf, adapters: Sequence[Adapter]) -> dict[Hashable, Adapter]:
+    def _on(self, shelf: Shelf, adapters: Sequence[Adapter]) -> dict[Hashable, Adapter]:
         return {adapter.key: adapter for adapter in adapters if self._shelf_of(adapter) is shelf}
 
     def _hook(self, layer: Layer) -> None:
@@ -138,121 +133,29 @@ class LoraBank:
         def add(
             module: torch.nn.Module, inputs: tuple[Any, ...], output: torch.Tensor
         ) -> torch.Tensor | None:
-            additions = self._selection.get(layer)
+            additions = self._selection.additions.get(layer)
             if additions is None:
                 return None
             for addition in additions:
-                output = _added(module, inputs[0], output, addition)
+                output = added(module, inputs[0], output, addition)
             return output
 
         self._modules[part][path].register_forward_hook(add)
         self._hooked.add(layer)
 
 
-class _Shelf:
-    """The slots of one rank. The least recently used one that nobody holds makes room."""
-
-    def __init__(self, *, rank: int, slots: int, device: torch.device, dtype: torch.dtype) -> None:
-        self.rank = rank
-        self.users: Counter[Hashable] = Counter()
-        self._placement: dict[str, Any] = {"device": device, "dtype": dtype}
-        self._slots: OrderedDict[Hashable, int] = OrderedDict()
-        self._free = list(range(slots, 0, -1))
-        self._stacks: dict[Layer, Stack] = {}
-
-    def has_room(self, wanted: Mapping[Hashable, Adapter]) -> bool:
-        missing = wanted.keys() - self._slots.keys()
-        idle = [key for key in self._slots if not self.users[key] and key not in wanted]
-        return len(missing) <= len(self._free) + len(idle)
-
-    def hold(
-        self,
-        adapter: Adapter,
-        wanted: Mapping[Hashable, Adapter],
-        modules: Mapping[str, Mapping[str, torch.nn.Module]],
-    ) -> None:
-        """Call only after `has_room(wanted)`."""
-        if adapter.key not in self._slots:
-            slot = self._free.pop() if self._free else self._evict(wanted)
-            self._slots[adapter.key] = slot
-            for (part, path), factors in adapter.layers.items():
-                stack = self._stacks.get((part, path)) or self._new_stack((part, path), modules[part][path])
-                _write(stack, slot, factors)
-        self._slots.move_to_end(adapter.key)
-        self.users[adapter.key] += 1
-
-    def _evict(self, wanted: Mapping[Hashable, Adapter]) -> int:
-        key = next(key for key in self._slots if not self.users[key] and key not in wanted)
-        slot = self._slots.pop(key)
-        for stack in self._stacks.values():
-            if slot in stack.written:
-                stack.down[slot].zero_()
-                stack.up[slot].zero_()
-                stack.written.discard(slot)
-        return slot
-
-    def _new_stack(self, layer: Layer, module: torch.nn.Module) -> Stack:
-        inner, outer = layer_shape(module)
-        slots = 1 + len(self._slots) + len(self._free)
-        stack = Stack(
-            down=torch.zeros((slots, self.rank, *inner), **self._placement),
-            up=torch.zeros((slots, self.rank, outer), **self._placement),
-        )
-        self._stacks[layer] = stack
-        return stack
-
-    def additions(self, part: str, rows: Sequence[Chosen]) -> list[tuple[Layer, Addition]]:
-        most = max((len(row) for row in rows), default=0)
-        if most == 0:
-            return []
-        slots = torch.zeros((len(rows), most), dtype=torch.int64)
-        weights = torch.zeros((len(rows), most))
-        for at, row in enumerate(rows):
-            for k, (adapter, weight) in enumerate(row):
-                slots[at, k], weights[at, k] = self._slots[adapter.key], weight
-        active = set(slots.unique().tolist())
-        scale = weights.repeat_interleave(self.rank, dim=1).unsqueeze(2).to(**self._placement)
-        flat = slots.flatten().to(self._placement["device"])
-        return [
-            (layer, Addition(stack, flat, scale))
-            for layer, stack in self._stacks.items()
-            if layer[0] == part and stack.written & active
-        ]
+def _named(row: Chosen) -> list[tuple[Hashable, float]]:
+    return [(adapter.key, weight) for adapter, weight in row]
 
 
-def _values_a_rank(module: torch.nn.Module) -> int:
-    """What a LoRA of rank 1 holds for a layer; 0 for what no LoRA touches."""
-    if not isinstance(module, torch.nn.Linear | torch.nn.Conv2d):
-        return 0
-    inner, outer = layer_shape(module)
-    return inner.numel() + outer
-
-
-def _write(stack: Stack, slot: int, factors: Factors) -> None:
-    rank = factors.down.shape[0]
-    stack.down[slot, :rank].copy_(factors.down)
-    stack.up[slot, :rank].copy_(factors.up.T)
-    stack.written.add(slot)
-
-
-def _added(
-    module: torch.nn.Module, x: torch.Tensor, output: torch.Tensor, addition: Addition
-) -> torch.Tensor:
-    """`output` + weight * up(down(x)) of each forward row's own slots."""
-    rows = len(x)
-    down, up = addition.factors()
-    if isinstance(module, torch.nn.Conv2d):
-        # One group a row: its own filters see its own picture.
-        low = torch.nn.functional.conv2d(
-            x.reshape(1, -1, *x.shape[2:]),
-            down.flatten(0, 1),
-            stride=module.stride,
-            padding=module.padding,
-            dilation=module.dilation,
-            groups=rows,
-        )
-        low = low.reshape(rows, -1, output.shape[2] * output.shape[3])
-        return torch.baddbmm(output.flatten(2), up.transpose(1, 2), low).reshape(output.shape)
-    down = down.unflatten(0, (rows, -1)).flatten(1, 2)
-    low = torch.bmm(x.reshape(rows, -1, x.shape[-1]), down.transpose(1, 2))
-    return torch.baddbmm(output.reshape(rows, -1, output.shape[-1]), low, up).reshape(output.shape)
+def _merged(module: torch.nn.Module, additions: Sequence[Addition]) -> torch.nn.Parameter | None:
+    """The layer's weight with what the first row's LoRAs add; None for one that is quantized or elsewhere."""
+    weight = module.weight
+    if not isinstance(weight, torch.Tensor) or not weight.is_floating_point() or weight.is_meta:
+        return None
+    total = weight.float()
+    for addition in additions:
+        down, up = addition.factors()
+        low = down[: len(down) // len(up)].flatten(0, 1).flatten(1)
+        total = total + (up[0].T.float() @ low.float()).reshape(weight.shape)
+    return torch.nn.Parameter(total.to(weight.dtype), requires_grad=False)

@@ -7,7 +7,8 @@ from collections.abc import Hashable, Sequence
 import torch
 
 from jobs import ImageJob
-from models.image.lora import Chosen, LoraBank
+from models.image.lora import LoraBank
+from models.image.lora_slots import Chosen
 from models.image.row import Row
 from models.image.text_encoder import Chunks, Embedding, EmbeddingCache, TextEncoder, chunked
 

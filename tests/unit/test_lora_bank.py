@@ -164,6 +164,23 @@ def test_eight_rows_with_four_loras_are_each_as_if_alone(model: StableDiffusion)
         assert apart(picture, draw(model, job)[0]) <= 2
 
 
+def test_rows_that_agree_run_on_merged_weights(
+    model: StableDiffusion, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Then a LoRA costs nothing, as when one caller is alone; and the layers' own weights come back."""
+    styled = [image_job(num_inference_steps=2, loras=choices(plain=1.0), seed=seed) for seed in (1, 2)]
+    before = draw(model, image_job(num_inference_steps=2))[0]
+
+    def unused(*_: Any) -> None:
+        raise AssertionError("a layer's output was added to")
+
+    monkeypatch.setattr(lora, "added", unused)
+    draw(model, *styled)
+    assert apart(draw(model, image_job(num_inference_steps=2))[0], before) == 0
+    with pytest.raises(AssertionError, match="added to"):
+        draw(model, styled[0], image_job(num_inference_steps=2))
+
+
 def test_a_full_bank_asks_to_wait_and_evicts_the_least_recently_used(
     checkpoint: Path, folder: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
