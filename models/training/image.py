@@ -24,18 +24,18 @@ OUT = "var/train/image"
 def parse_args() -> argparse.Namespace:
     """The recipe's options."""
     parser = argparse.ArgumentParser(description=__doc__)
-    common.add_common_args(parser, steps=4000, out=OUT)
+    common.add_common_args(parser, steps=9800, out=OUT)
     parser.add_argument("--stage", choices=("all", "text", "vae", "unet", "export"), default="all")
     parser.add_argument("--batch", type=int, default=32, help="rows of a UNet step")
     parser.add_argument("--lr", type=float, default=1.2e-3, help="the UNet's highest learning rate")
     parser.add_argument("--text-steps", type=int, default=1400)
     parser.add_argument("--text-batch", type=int, default=32)
     parser.add_argument("--text-lr", type=float, default=1.5e-3)
-    parser.add_argument("--vae-steps", type=int, default=5500)
+    parser.add_argument("--vae-steps", type=int, default=9000)
     parser.add_argument(
-        "--vae-encoder-steps", type=int, default=1800, help="the encoder is final after these"
+        "--vae-encoder-steps", type=int, default=6000, help="the encoder is final after these"
     )
-    parser.add_argument("--vae-batch", type=int, default=6)
+    parser.add_argument("--vae-batch", type=int, default=10)
     parser.add_argument("--vae-lr", type=float, default=1.3e-3)
     parser.add_argument("--folder", type=Path, default=FOLDER, help="where the finished model goes")
     return parser.parse_args()

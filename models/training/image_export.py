@@ -66,7 +66,12 @@ def load_pipeline(out: Path, device: torch.device, *, averaged: bool = True) -> 
 def export(out: Path, folder: Path) -> None:
     """Write the pipeline to `folder` as fp16 safetensors, in the hub's layout, with what its card says of
     training."""
-    load_pipeline(out, torch.device("cpu")).to(dtype=torch.float16).save_pretrained(folder)
+    pipe = load_pipeline(out, torch.device("cpu"))
+    pipe.unet.half()
+    pipe.vae.half()
+    # The text encoder stays fp32: asked for no precision, transformers takes that of the file and diffusers
+    # fp32, and the two would not fit together.
+    pipe.save_pretrained(folder)
     for name in ("vocab.json", "merges.txt"):  # for tools that read CLIP's older tokenizer format
         shutil.copy(out / "tokenizer" / name, folder / "tokenizer" / name)
     log = common.LossLog(out, "unet", resume_from=10**9)

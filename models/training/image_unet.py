@@ -29,11 +29,13 @@ from transformers import CLIPTextModel, CLIPTokenizer
 
 from models.training import common, scenes
 from models.training.image_text import sample_caption, tokenize
-from models.training.image_vae import to_tensor
+from models.training.image_vae import LATENT_CHANNELS, to_tensor
 
 DROP_SHARE = 0.1
 """Share of captions replaced by the empty one, for guidance."""
 WEIGHT_CAP = 6.0
+OBJECT_WEIGHT = 4.0
+"""Weight of a cell that an object reaches into, against 1 elsewhere: a small one fills 16 of 256 cells."""
 POOL_START, POOL_SIZE, POOL_NEW = 768, 16384, 4
 
 
@@ -52,8 +54,8 @@ def build_unet() -> Any:
     make: Any = UNet2DConditionModel
     unet = make(
         sample_size=scenes.SIDE // 8,
-        in_channels=4,
-        out_channels=4,
+        in_channels=LATENT_CHANNELS,
+        out_channels=LATENT_CHANNELS,
         block_out_channels=(32, 64, 192),
         down_block_types=("DownBlock2D", "CrossAttnDownBlock2D", "DownBlock2D"),
         up_block_types=("UpBlock2D", "CrossAttnUpBlock2D", "UpBlock2D"),
@@ -119,17 +121,27 @@ def encode_texts(parts: Parts, texts: Sequence[str]) -> torch.Tensor:
 
 @torch.no_grad()
 def encode_pictures(vae: Any, pictures: torch.Tensor) -> torch.Tensor:
-    """Scaled latents, (n, 4, 16, 16)."""
+    """Scaled latents, (n, 8, 16, 16)."""
     return vae.encode(pictures.to(vae.device)).latent_dist.mean * vae.config.scaling_factor
 
 
+def object_weights(pictures: torch.Tensor) -> torch.Tensor:
+    """How much the error of each cell counts, (n, 16, 16), 1 on average in each picture.
+
+    No object reaches into a corner, so what is unlike the corner is an object.
+    """
+    unlike = (pictures != pictures[:, :, :1, :1]).any(1, keepdim=True).float()
+    weights = 1 + (OBJECT_WEIGHT - 1) * functional.max_pool2d(unlike, 8)[:, 0]
+    return weights / weights.mean((1, 2), keepdim=True)
+
+
 class Pool:
-    """Latents and caption states of scenes in one style, made a few at a time, the oldest forgotten."""
+    """Latents, caption states and cells' weights of scenes in one style, made a few at a time, the oldest
+    forgotten."""
 
     def __init__(self, parts: Parts, rng: random.Random, size: int = POOL_SIZE, style: str = "plain") -> None:
         self.parts, self.rng, self.size, self.style = parts, rng, size, style
-        self.latents: list[torch.Tensor] = []
-        self.states: list[torch.Tensor] = []
+        self.rows: list[tuple[torch.Tensor, ...]] = []
         self.next = 0
 
     def grow(self, count: int) -> None:
@@ -138,23 +150,25 @@ class Pool:
         pictures = to_tensor(np.stack([scenes.draw(caption.scene, style=self.style) for caption in captions]))
         latents = encode_pictures(self.parts.vae, pictures).half()
         states = encode_texts(self.parts, [caption.text for caption in captions]).half()
-        for pair in zip(latents, states, strict=True):
-            if len(self.latents) < self.size:
-                self.latents.append(pair[0])
-                self.states.append(pair[1])
+        for row in zip(latents, states, object_weights(pictures).half(), strict=True):
+            if len(self.rows) < self.size:
+                self.rows.append(row)
             else:
-                self.latents[self.next], self.states[self.next] = pair
+                self.rows[self.next] = row
                 self.next = (self.next + 1) % self.size
 
-    def sample(self, count: int) -> tuple[torch.Tensor, torch.Tensor]:
-        """Latents (n, 4, 16, 16) and states (n, 77, 128) of scenes drawn by lot."""
-        chosen = [self.rng.randrange(len(self.latents)) for _ in range(count)]
-        latents = torch.stack([self.latents[i] for i in chosen]).float()
-        return latents, torch.stack([self.states[i] for i in chosen]).float()
+    def sample(self, count: int) -> tuple[torch.Tensor, ...]:
+        """Latents (n, 8, 16, 16), states (n, 77, 128) and weights (n, 16, 16) of scenes drawn by lot."""
+        chosen = [self.rows[self.rng.randrange(len(self.rows))] for _ in range(count)]
+        return tuple(torch.stack(part).float() for part in zip(*chosen, strict=True))
 
 
 def diffusion_loss(
-    unet: torch.nn.Module, scheduler: Any, latents: torch.Tensor, states: torch.Tensor
+    unet: torch.nn.Module,
+    scheduler: Any,
+    latents: torch.Tensor,
+    states: torch.Tensor,
+    cells: torch.Tensor,
 ) -> torch.Tensor:
     """Squared error of v at noise levels drawn with a lean to the high ones, where the caption decides.
 
@@ -171,7 +185,8 @@ def diffusion_loss(
     kept = scheduler.alphas_cumprod.to(device)[times]
     total = 1 / (1 - kept)  # 1 + signal/noise
     weight = total.clamp(max=WEIGHT_CAP) / total
-    return (weight * functional.mse_loss(made, target, reduction="none").mean((1, 2, 3))).mean()
+    error = functional.mse_loss(made, target, reduction="none").mean(1) * cells
+    return (weight * error.mean((1, 2))).mean()
 
 
 def train_unet(args: argparse.Namespace, parts: Parts, device: torch.device) -> Any:
@@ -204,10 +219,10 @@ def train_unet(args: argparse.Namespace, parts: Parts, device: torch.device) -> 
         for group in optimizer.param_groups:
             group["lr"] = args.lr * min(1.0, (step + 1) / 100, 0.03 + 2.5 * (1 - step / args.steps))
         pool.grow(POOL_NEW)
-        latents, states = (part.to(device) for part in pool.sample(args.batch))
+        latents, states, cells = (part.to(device) for part in pool.sample(args.batch))
         dropped = torch.rand(args.batch, device=device) < DROP_SHARE
         states = torch.where(dropped[:, None, None], empty, states)
-        loss = diffusion_loss(unet, scheduler, latents.to(memory_format=torch.channels_last), states)
+        loss = diffusion_loss(unet, scheduler, latents.to(memory_format=torch.channels_last), states, cells)
         optimizer.zero_grad(set_to_none=True)
         loss.backward()
         if world > 1:

@@ -24,11 +24,15 @@ from tqdm import tqdm
 
 from models.training import common, scenes
 
-CROP = 64
+LATENT_CHANNELS = 8
+"""With the usual four a small star looks like a small triangle: three channels hold the mean colours."""
+CROPS = (48, 64)
+"""Sides of the crops: two steps in three see the smaller ones, in which a small object just fits."""
 _STEADY, _FAINT = 6.0, 0.1
-LATENT_NOISE = 0.02
-"""Standard deviation of the noise on the latents (about 0.6 themselves): it makes the decoder forgiving."""
-STYLE_WEIGHTS = (5, 2, 4, 1, 1)
+LATENT_NOISE, DECODER_NOISE = 0.04, 0.2
+"""Standard deviation of the noise on the latents (about 0.7 themselves) while the encoder learns, and the
+highest after: it makes the decoder forgiving of what the UNet gets slightly wrong."""
+STYLE_WEIGHTS = (6, 4, 3, 1, 1)
 """How often the autoencoder sees each of `scenes.STYLES`: the LoRAs need it to know them all."""
 
 
@@ -46,7 +50,7 @@ def build_vae() -> Any:
         up_block_types=("UpDecoderBlock2D",) * 4,
         block_out_channels=(8, 24, 48, 64),
         layers_per_block=1,
-        latent_channels=4,
+        latent_channels=LATENT_CHANNELS,
         norm_num_groups=1,
         sample_size=scenes.SIDE,
         mid_block_add_attention=False,
@@ -89,18 +93,19 @@ def start_as_thumbnail(vae: Any) -> None:
         width = norm.num_channels
         norm.weight.fill_(_STEADY * math.sqrt(2 / width))
     vae.encoder.conv_out.weight[:3] = 0
-    vae.encoder.conv_out.weight[3] *= 5  # the free channel must be louder than the noise to be found useful
+    # The free channels must be louder than the noise to be found useful.
+    vae.encoder.conv_out.weight[3:LATENT_CHANNELS] *= 5
     vae.encoder.conv_out.weight[:3, :6] = both.T[:, :, None, None] * middle
     vae.decoder.conv_out.weight.zero_()
     vae.decoder.conv_out.weight[:, :6] = both.T[:, :, None, None] * middle
     for conv in (vae.encoder.conv_out, vae.decoder.conv_out, vae.quant_conv, vae.post_quant_conv):
         conv.bias.zero_()
-    vae.quant_conv.weight.copy_(torch.eye(8)[:, :, None, None])
-    vae.post_quant_conv.weight.copy_(torch.eye(4)[:, :, None, None])
+    vae.quant_conv.weight.copy_(torch.eye(2 * LATENT_CHANNELS)[:, :, None, None])
+    vae.post_quant_conv.weight.copy_(torch.eye(LATENT_CHANNELS)[:, :, None, None])
     # The posterior's spread is fixed: the decoder is trained with noise of LATENT_NOISE, and no more is
     # learnt.
-    vae.quant_conv.weight[4:] = 0
-    vae.quant_conv.bias[4:] = 2 * math.log(LATENT_NOISE)
+    vae.quant_conv.weight[LATENT_CHANNELS:] = 0
+    vae.quant_conv.bias[LATENT_CHANNELS:] = 2 * math.log(LATENT_NOISE)
 
 
 def _outer(line: torch.Tensor) -> torch.Tensor:
@@ -122,8 +127,8 @@ def to_tensor(pictures: NDArray[np.uint8]) -> torch.Tensor:
     return torch.from_numpy(pictures).permute(0, 3, 1, 2).float() / 127.5 - 1
 
 
-def sample_crops(rng: random.Random, count: int, crop: int = CROP) -> torch.Tensor:
-    """Crops of freshly drawn scenes, most of them around an object's edge: (count, 3, crop, crop)."""
+def sample_crops(rng: random.Random, count: int, crop: int) -> torch.Tensor:
+    """Crops of freshly drawn scenes, each around an object: (count, 3, crop, crop)."""
     crops: list[NDArray[np.uint8]] = []
     for _ in range(count):
         scene = scenes.sample_scene(rng)
@@ -131,11 +136,44 @@ def sample_crops(rng: random.Random, count: int, crop: int = CROP) -> torch.Tens
         thing = rng.choice(scene.things)
         corner = [
             # Multiples of 8 keep the stripes where they lie on the latent grid of a whole picture.
-            min(max(int(c * scenes.SIDE + rng.uniform(-0.75, -0.25) * crop) // 8 * 8, 0), scenes.SIDE - crop)
+            min(max(int(c * scenes.SIDE + rng.uniform(-0.7, -0.3) * crop) // 8 * 8, 0), scenes.SIDE - crop)
             for c in (thing.x, thing.y)
         ]
         crops.append(picture[corner[1] : corner[1] + crop, corner[0] : corner[0] + crop])
     return to_tensor(np.stack(crops))
+
+
+def sample_batch(rng: random.Random, step: int, done: float, batch: int) -> torch.Tensor:
+    """The pictures of one step of about the same cost each; `done` is the share of the training behind it."""
+    if done > 0.9:
+        # Whole pictures at the end, because group norm's statistics are those of the whole picture.
+        return sample_crops(rng, max(2, batch // 5), scenes.SIDE)
+    if step % 3 == 0:
+        return sample_crops(rng, max(2, batch * 3 // 5), CROPS[1])
+    return sample_crops(rng, batch, CROPS[0])
+
+
+def likely_errors(latents: torch.Tensor) -> torch.Tensor:
+    """Noise like the UNet's own errors: as strong as it happens, and half of it in spots of a few cells."""
+    strength = DECODER_NOISE * torch.rand(len(latents), 1, 1, 1, device=latents.device)
+    spots = functional.avg_pool2d(torch.randn_like(latents), 3, stride=1, padding=1) * 3
+    return strength * 0.7 * (torch.randn_like(latents) + spots)
+
+
+@torch.no_grad()
+def level_channels(vae: Any, pictures: torch.Tensor) -> None:
+    """Give all latent channels one spread, so that noise drowns none first; decoding stays the same."""
+    spread = vae.encode(pictures).latent_dist.mean.std((0, 2, 3))
+    scale = spread[:3].mean() / spread
+    vae.quant_conv.weight[:LATENT_CHANNELS] *= scale[:, None, None, None]
+    vae.quant_conv.bias[:LATENT_CHANNELS] *= scale
+    vae.post_quant_conv.weight.div_(scale[None, :, None, None])
+
+
+def contrast_weights(true: torch.Tensor) -> torch.Tensor:
+    """Factors, (n, 1, 1, 1), that make a pale star on white count as much as a black one."""
+    spread = true.var((2, 3)).mean(1).sqrt()
+    return (0.35 / (spread + 0.03)).clamp(0.6, 5.0)[:, None, None, None]
 
 
 def reconstruction_loss(made: torch.Tensor, true: torch.Tensor, edges: float) -> torch.Tensor:
@@ -168,22 +206,25 @@ def train_vae(args: argparse.Namespace, device: torch.device) -> Any:
     bar = tqdm(range(start, args.vae_steps), initial=start, total=args.vae_steps, desc="vae", mininterval=5)
     for step in bar:
         done = step / args.vae_steps
-        rate = args.vae_lr * min(1.0, (step + 1) / 50) * (1 - done) ** 1.0 + 2e-5
+        rate = args.vae_lr * min(1.0, (step + 1) / 50) * (1 - done) + 2e-5
         for group in optimizer.param_groups:
             group["lr"] = rate
-        # The last tenth sees whole pictures, because group norm's statistics are those of the whole picture.
-        whole = done > 0.9
-        crop, count = (scenes.SIDE, max(2, args.vae_batch // 4)) if whole else (CROP, args.vae_batch)
-        true = sample_crops(rng, count, crop).to(device)
-        if step >= args.vae_encoder_steps:
-            # From here on only the decoder learns: the latents are final, the UNet can start.
-            vae.encoder.requires_grad_(False)
-            vae.quant_conv.requires_grad_(False)
-        mean = vae.encode(true).latent_dist.mean
-        made = vae.decode(mean + LATENT_NOISE * torch.randn_like(mean)).sample
+        if step == args.vae_encoder_steps:
+            level_channels(vae, sample_crops(random.Random(args.seed), 64, scenes.SIDE).to(device))
+        learns = step < args.vae_encoder_steps
+        # From there on only the decoder learns: the latents are final, the UNet can start.
+        vae.encoder.requires_grad_(learns)
+        vae.quant_conv.requires_grad_(learns)
+        true = sample_batch(rng, step, done, args.vae_batch).to(device)
+        with torch.autocast(device.type, torch.bfloat16):
+            mean = vae.encode(true).latent_dist.mean.float()
+            noise = LATENT_NOISE * torch.randn_like(mean) if learns else likely_errors(mean)
+            made = vae.decode(mean + noise).sample.float()
         layout = functional.mse_loss(mean[:, :3], functional.avg_pool2d(true, 8))
-        rebuilt = reconstruction_loss(made, true, edges=min(1.0, 0.2 + 2 * done))
-        loss = rebuilt + 0.05 * layout
+        weights = contrast_weights(true)
+        rebuilt = reconstruction_loss(made * weights, true * weights, edges=min(1.0, 0.2 + 2 * done))
+        # The layout loss after the encoder's last step is a constant: it does no harm.
+        loss = rebuilt + 0.03 * layout
         optimizer.zero_grad(set_to_none=True)
         loss.backward()
         torch.nn.utils.clip_grad_norm_(vae.parameters(), 1.0)

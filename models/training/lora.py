@@ -28,7 +28,7 @@ LORA_STYLES = STYLES[1:]
 KOHYA_STYLES = ("pastel",)
 """Written with the key names of kohya's sd-scripts, the others with diffusers' own."""
 LORAS = Path("models/embedded/loras")
-POOL = 384
+POOL = 512
 
 ATTENTION = ("to_q", "to_k", "to_v", "to_out.0", "proj_in", "proj_out", "ff.net.0.proj", "ff.net.2")
 # Outlines and stripes are finer than the 8x8 on which the attention works: the convolutions must help.
@@ -38,7 +38,7 @@ CONVOLUTIONS = ("conv1", "conv2", "conv_in", "conv_out", "upsamplers.0.conv", "t
 def parse_args() -> argparse.Namespace:
     """The recipe's options."""
     parser = argparse.ArgumentParser(description=__doc__)
-    common.add_common_args(parser, steps=90, out=OUT)
+    common.add_common_args(parser, steps=300, out=OUT)
     parser.add_argument("--style", choices=(*LORA_STYLES, "all"), default="all")
     parser.add_argument("--rank", type=int, default=8)
     parser.add_argument("--batch", type=int, default=16)
@@ -75,16 +75,17 @@ def train_lora(style: str, args: argparse.Namespace, device: torch.device) -> Pa
         start, seconds, rng = state["step"], state["seconds"], state["rng"]
     log, scheduler = common.LossLog(Path(args.out), f"lora-{style}", resume_from=start), build_scheduler()
     pool, empty = Pool(parts, rng, POOL, style), encode_texts(parts, [""])
-    while len(pool.latents) < POOL:
+    while len(pool.rows) < POOL:
         pool.grow(32)
     began = time.monotonic() - seconds
     bar = tqdm(range(start, args.steps), initial=start, total=args.steps, desc=style, mininterval=5)
     for step in bar:
         for group in optimizer.param_groups:
             group["lr"] = args.lr * min(1.0, (step + 1) / 20, 0.03 + 2 * (1 - step / args.steps))
-        latents, states = (part.to(device) for part in pool.sample(args.batch))
+        latents, states, cells = (part.to(device) for part in pool.sample(args.batch))
         dropped = torch.rand(args.batch, device=device) < DROP_SHARE
-        loss = diffusion_loss(unet, scheduler, latents, torch.where(dropped[:, None, None], empty, states))
+        states = torch.where(dropped[:, None, None], empty, states)
+        loss = diffusion_loss(unet, scheduler, latents, states, cells)
         optimizer.zero_grad(set_to_none=True)
         loss.backward()
         torch.nn.utils.clip_grad_norm_(weights, 1.0)
@@ -119,12 +120,23 @@ def save_lora(unet: Any, style: str, folder: Path, rank: int) -> Path:
     return folder / f"{style}.safetensors"
 
 
+def note_training(out: Path, card: Path) -> None:
+    """Say in the model card how long each style that has a checkpoint in `out` was trained."""
+    lines: list[str] = []
+    for style in LORA_STYLES:
+        if (out / f"lora-{style}.pt").exists():
+            state = common.load_state(out / f"lora-{style}.pt")
+            lines.append(f"- {style}: {state['step']:,} steps in {state['seconds'] / 60:.0f} minutes")
+    common.fill_card(card, "loras", "\n".join(lines))
+
+
 def main() -> None:
     """Train the style asked for, or all of them."""
     args = parse_args()
     device = common.prepare(args)
     for style in LORA_STYLES if args.style == "all" else (args.style,):
         print(train_lora(style, args, device))
+    note_training(args.out, args.folder / "README.md")
 
 
 if __name__ == "__main__":

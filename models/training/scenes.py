@@ -108,7 +108,7 @@ def sample_scene(rng: random.Random, *, things: int | None = None, held_out: boo
         things: One or two objects; None draws the number too.
         held_out: True gives only combinations kept from training for every object, False only the others.
     """
-    count = things or rng.choice((1, 1, 2))
+    count = things or rng.choice((1, 2, 2))
     while True:
         background = rng.choice(list(COLOURS))
         kinds = [(rng.choice(list(COLOURS)), rng.choice(SHAPES)) for _ in range(count)]
