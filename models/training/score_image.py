@@ -125,13 +125,14 @@ def is_on(style: str, on: float, off: float) -> bool:
     return 255 - on < 0.75 * (255 - off)
 
 
-def score_lora(painter: Painter, file: Path, captions: Sequence[Caption]) -> dict[str, Any]:
+def score_lora(
+    painter: Painter, file: Path, captions: Sequence[Caption], plain: Sequence[Picture]
+) -> dict[str, Any]:
     """A LoRA's mean measure at each of `WEIGHTS`, how often on and off are told apart, and the colours with
-    it on."""
+    it on; `plain` are the captions' pictures without it."""
     style, prompts = file.stem, [caption.text for caption in captions]
-    plain = painter.paint(prompts)
     painter.pipe.load_lora_weights(file.parent, weight_name=file.name, adapter_name=style)
-    measure, row, pictures = style_measure(style), dict[str, Any](style=style), plain
+    measure, row, pictures = style_measure(style), dict[str, Any](style=style), list(plain)
     values: list[list[float]] = []
     for weight in WEIGHTS:
         painter.pipe.set_adapters([style], [weight])
@@ -218,9 +219,10 @@ def main() -> None:
         result["scenes"][name] = score_scenes(captions, pictures)
     # Small rings and stars are all outline: even drawn ones cannot be told apart.
     styled = sample_prompts(rng, args.lora_cases, 1, small=False)
+    plain = painter.paint([caption.text for caption in styled])
     for file in sorted(args.loras.glob("*.safetensors")):
         if file.stem in scenes.STYLES:
-            result["loras"].append(score_lora(painter, file, styled))
+            result["loras"].append(score_lora(painter, file, styled, plain))
     result["seconds"] = speed(painter)
     if not args.no_card:
         fill_card(args.folder / "README.md", "score", markdown(result))
