@@ -48,7 +48,7 @@ class Settings(BaseSettings):
     text_engine: Literal["auto", "transformers", "vllm"] = "auto"
     """What steps text models; `auto` is vLLM on a GPU where it is installed, transformers elsewhere."""
     cpu_threads: Annotated[int, Field(ge=0, le=256)] = 0
-    """Threads of each runner on a CPU; 0 deals out the cores."""
+    """Threads of each runner on a CPU; 0 deals out the cores: all to one runner, half to each of several."""
     text_runner_url: str | None = None
     """Where the text runner is served on its own; without one it is started beside the gateway."""
     image_runner_url: str | None = None

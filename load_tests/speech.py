@@ -27,7 +27,7 @@ import yaml
 
 from load_tests.load import Answer, Request, Sample, offer, offer_in_turn, poisson
 from load_tests.report import Record, plot_lines, summary, write_results
-from load_tests.servers import CORES, Server, baseline, ours
+from load_tests.servers import Server, baseline, ours
 from models.loading import EMBEDDED
 
 RATE = 16_000
@@ -95,7 +95,7 @@ def servers(stack: ExitStack, folder: Path, only: Sequence[str]) -> list[Server]
     profiles = {"default": {"speech": ["bench"]}}
     catalog.write_text(yaml.safe_dump({"models": {"bench": entry}, "profiles": profiles}))
     starts: dict[str, Callable[[], Server]] = {
-        "triptych": lambda: ours(folder, catalog, threads=max(1, CORES // 2)),
+        "triptych": lambda: ours(folder, catalog),
         "hf-one": lambda: baseline(
             "speech_litserve", folder, "/health", BENCH_MODEL=str(model), MAX_BATCH="1"
         ),

@@ -129,7 +129,7 @@ class Runner:
                 return
             placement = place(self.modality, options)
             use_own_cards(placement)
-            _share_cores(placement.cpu_threads)
+            _share_cores(placement)
             entries = placement.applied(entries)
             backend = self.build(entries, placement, options)
             asyncio.run(_answer(backend, self.warm_up_job()))
@@ -170,10 +170,12 @@ def crash() -> None:
     os._exit(CRASHED)
 
 
-def _share_cores(threads: int) -> None:
-    """Three runners share the cores, so none may spin on them while it waits. Before torch is imported."""
-    os.environ.setdefault("OMP_NUM_THREADS", str(threads))
-    os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
+def _share_cores(placement: Placement) -> None:
+    """Before torch is imported. Threads of runners that share the cores must not spin as they wait for each
+    other; those of one alone should, for a small model's operations are shorter than a thread's waking."""
+    os.environ.setdefault("OMP_NUM_THREADS", str(placement.cpu_threads))
+    if not placement.alone:
+        os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
 
 
 async def _answer(backend: Backend, job: Job) -> None:

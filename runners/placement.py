@@ -11,7 +11,7 @@ from dataclasses import dataclass, field
 from models.catalog import Entry, Modality, models_served
 from runners.demand import want
 from runners.machine import Machine, PlacementError, this_machine, visible_cards
-from runners.plan import Plan, make_plan
+from runners.plan import Plan, make_plan, threads_of_each
 from runners.seating import Seat
 from settings import Settings
 
@@ -36,6 +36,8 @@ class Placement:
     """Of each of its models, where the plan chose another than the catalog's."""
     rows: Mapping[str, int] = field(default_factory=dict[str, int])
     """Requests in flight on each of its models, where the plan chose fewer than the catalog."""
+    alone: bool = False
+    """No other runner of this service is on this machine."""
 
     def applied(self, entries: Mapping[str, Entry]) -> dict[str, Entry]:
         """The catalog's entries with what the plan chose."""
@@ -61,10 +63,11 @@ def place(modality: Modality, settings: Settings, *, machine: Machine | None = N
     plan = plan_for(settings, machine)
     seat = plan.seat(modality)
     if seat is not None:
-        return _told(seat)
+        return _told(seat, alone=len(plan.seats) == 1)
     if plan.problem and (settings.device == "cpu" or not machine.cards):
         log.warning("%s The runner tries all the same.", plan.problem)  # memory can be swapped, cards cannot
-        return Placement("cpu", 0.0, settings.cpu_threads or max(1, machine.cores // 2))
+        threads = threads_of_each(machine, len(settings.runners_here()), settings.cpu_threads)
+        return Placement("cpu", 0.0, threads)
     raise PlacementError(plan.problem or f"TRIPTYCH_RUNNERS has no {modality} runner.")
 
 
@@ -102,7 +105,7 @@ def use_own_cards(placement: Placement) -> None:
         os.environ["CUDA_VISIBLE_DEVICES"] = seen_cards(placement)
 
 
-def _told(seat: Seat) -> Placement:
+def _told(seat: Seat, *, alone: bool) -> Placement:
     return Placement(
         device="cuda:0" if seat.cards else "cpu",
         gpu_memory_fraction=seat.fraction,
@@ -111,4 +114,5 @@ def _told(seat: Seat) -> Placement:
         memory_gib=seat.has_gib,
         precisions={load.name: load.chosen(seat.device) for load in seat.want.loads if load.step > 0},
         rows={load.name: load.rows for load in seat.want.loads},
+        alone=alone,
     )

@@ -36,12 +36,17 @@ def make_plan(
     machine: Machine, wants: Sequence[Want], *, device: str = "auto", cpu_threads: int = 0, spans: bool = True
 ) -> Plan:
     """Places the wanted runners. `spans`: whether text's engine can put one model on several cards."""
-    threads = cpu_threads or max(1, machine.cores // 2)
+    threads = threads_of_each(machine, len(wants), cpu_threads)
     for state in _states(tuple(wants), machine, device, spans):
         seats = fit(state, machine, threads)
         if seats is not None:
             return Plan(machine, tuple(seats), tuple(_told(wants, seats, machine)))
     return Plan(machine, problem=_problem(wants, machine, device, spans))
+
+
+def threads_of_each(machine: Machine, runners: int, asked: int = 0) -> int:
+    """As asked; else all cores to one runner, half of them to each of several: they are seldom all busy."""
+    return asked or (machine.cores if runners == 1 else max(1, machine.cores // 2))
 
 
 @dataclass(frozen=True, slots=True)

@@ -6,6 +6,7 @@ import json
 import os
 import threading
 from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
 from typing import Any
 
 import fastapi  # pyright: ignore[reportMissingImports]
@@ -19,6 +20,8 @@ app: Any = fastapi.FastAPI()
 model: Any = AutoModelForCausalLM.from_pretrained(os.environ["MODEL"], dtype=torch.float32)
 tokenizer: Any = AutoTokenizer.from_pretrained(os.environ["MODEL"])
 turn = threading.Lock()
+# A thread for all: each new thread would have OpenMP workers of its own, which spin beside each other.
+maker = ThreadPoolExecutor(1)
 
 
 class Order(BaseModel):
@@ -48,11 +51,10 @@ def _pieces(order: Order) -> Iterator[str]:
             how = {"do_sample": True, "temperature": order.temperature, "max_new_tokens": order.max_tokens}
             made.append(model.generate(**inputs, **how, streamer=streamer))
 
-        thread = threading.Thread(target=work)
-        thread.start()
+        working = maker.submit(work)
         for piece in streamer:
             yield f"data: {json.dumps({'delta': piece})}\n\n"
-        thread.join()
+        working.result()
         count = made[0].shape[1] - inputs.input_ids.shape[1]
         yield f"data: {json.dumps({'completion_tokens': count})}\n\n"
 

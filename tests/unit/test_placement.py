@@ -61,6 +61,7 @@ def test_without_a_card_threads_and_memory_are_dealt_out() -> None:
     plan = make_plan(machine(cores=8, memory_gib=64), STANDARD)
     assert {seat.cpu_threads for seat in plan.seats} == {4}
     assert sum(seat.has_gib for seat in plan.seats) == pytest.approx(64 * 0.8)
+    assert make_plan(machine(cores=8, memory_gib=64), STANDARD[:1]).seats[0].cpu_threads == 8
     assert make_plan(machine(cores=1), STANDARD).seats[0].cpu_threads == 1
     assert make_plan(machine(), STANDARD, cpu_threads=3).seats[0].cpu_threads == 3
 
@@ -149,6 +150,7 @@ def test_runners_obey_the_plan() -> None:
     assert {placement.cards for placement in placed.values()} == {(0,), (1,)}
     alone = place(IMAGE, Settings.model_validate({"profile": "standard", "runners": "image"}), machine=two)
     assert alone.gpu_memory_fraction == pytest.approx(SHARED)
+    assert (alone.alone, placed[IMAGE].alone) == (True, False)
     assert place(TEXT, Settings.model_validate({"device": "cpu"}), machine=two).device == "cpu"
     with pytest.raises(PlacementError, match="TRIPTYCH_DEVICE"):
         place(TEXT, Settings.model_validate({"device": "cuda"}), machine=machine())
