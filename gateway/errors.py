@@ -72,8 +72,8 @@ def status_and_headers(error: JobError) -> tuple[int, dict[str, str]]:
     headers = dict(error.headers) if isinstance(error, HttpError) else {}
     if status in (429, 503):
         headers["Retry-After"] = str(max(1, math.ceil(error.retry_after_s or 1)))
-    if status in (408, 413):
-        headers["Connection"] = "close"  # the rest of the body has not been read
+    if status in (408, 413) or error.code == "two_lengths":
+        headers["Connection"] = "close"  # the rest of the body has not been read, or is another request
     return status, headers
 
 

@@ -48,6 +48,7 @@ _WORDS: dict[str, tuple[str, str]] = {
     "exactly_one": ("missing_field", "Give exactly one of `prompt` and `messages`."),
     "one_voice": ("conflicting_fields", "Give `voice` or `voice_file`, not both."),
     "base64": ("bad_characters", "must be base64"),
+    "url": ("url_not_supported", "must be a name: nothing is fetched from a URL"),
     "needs_init_image": ("missing_field", "`{name}` needs an `init_image`."),
 }
 

@@ -77,9 +77,11 @@ def check_body_type(headers: Headers, *, forms: bool = False) -> bool:
 async def read_body(headers: Headers, receive: Receive, most_bytes: int, timeout_s: float) -> bytes:
     """The whole body, never more than `most_bytes` of it in memory.
 
-    Raises `HttpError` (413, 408) and `ClientGoneError`.
+    Raises `HttpError` (400, 413, 408) and `ClientGoneError`.
     """
     length = headers.get("content-length", "0")
+    if "content-length" in headers and "transfer-encoding" in headers:
+        raise HttpError(400, "Send a Content-Length or a Transfer-Encoding, not both.", "two_lengths")
     if not (length.isascii() and length.isdigit()) or int(length[:20]) > most_bytes:
         raise _too_large(most_bytes)
     try:

@@ -40,7 +40,16 @@ def _base64(value: str | None) -> str | None:
     return value
 
 
+def _no_url(value: str | None) -> str | None:
+    """What is served is chosen by name: nothing is ever fetched for a caller."""
+    if value is not None and "://" in value:
+        raise PydanticCustomError("url", "a URL")
+    return value
+
+
 Whole = Annotated[int, BeforeValidator(whole)]
+Name = Annotated[str, AfterValidator(_no_url)]
+MaybeName = Annotated[str | None, AfterValidator(_no_url)]
 Model = Annotated[
     str | None,
     Field(
@@ -49,6 +58,7 @@ Model = Annotated[
         pattern=NO_NUL,
         description="Name of the model; left out, the profile's default.",
     ),
+    AfterValidator(_no_url),
 ]
 # The union is inside: BentoML writes what is annotated within a union a second time into the JSON schema.
 Side = Annotated[int | None, Field(ge=64, le=2048, multiple_of=8), BeforeValidator(whole)]
@@ -85,7 +95,7 @@ class Strict(BaseModel):
 class LoraSpec(Strict):
     """An adapter and how strongly it is mixed in."""
 
-    name: str = Field(min_length=1, max_length=128, pattern=NO_NUL, description="Name of the LoRA.")
+    name: Name = Field(min_length=1, max_length=128, pattern=NO_NUL, description="Name of the LoRA.")
     weight: float = Field(1.0, ge=-2, le=2, description="Factor on the adapter's output; 0 is without it.")
 
 
@@ -174,7 +184,7 @@ class SpeechRequest(Strict, IODescriptor):
         description="ISO 639-1; left out, the voice's, and without a voice what the text looks like.",
         examples=["en"],
     )
-    voice: str | None = Field(
+    voice: MaybeName = Field(
         None,
         min_length=1,
         max_length=64,

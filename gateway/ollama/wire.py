@@ -112,7 +112,11 @@ class OllamaGenerate(Asked):
     """A prompt, through the chat template unless `raw`."""
 
     prompt: str | None = Field(
-        None, max_length=32768, pattern=NO_NUL, description="What to answer, or with raw to continue."
+        None,
+        max_length=32768,
+        pattern=NO_NUL,
+        description="What to answer, or with raw to continue.",
+        examples=["What is a star?"],
     )
     system: str | None = Field(None, max_length=32768, pattern=NO_NUL, description="How to answer it.")
     raw: bool | None = Field(None, description="Continue the prompt as it stands.")

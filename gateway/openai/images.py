@@ -36,6 +36,11 @@ _NAMES = {
 STEPS = {"low": 10, "medium": 20, "standard": 20, "high": 40, "hd": 40}
 """What a picture's quality means to a diffusion model; `num_inference_steps` says it exactly."""
 Quality = Literal["auto", "low", "medium", "high", "standard", "hd"]
+WHITE = (
+    "iVBORw0KGgoAAAANSUhEUgAAAEAAAABACAAAAACPAi4CAAAAK0lEQVR42u3MMREAAAgEoNf+nTWEmwcBqMlNRyAQCA"
+    "QCgUAgEAgEAsHzYAFQLQF/OJ8+2wAAAABJRU5ErkJggg=="
+)
+"""The example of a picture to change: a white PNG of 64 x 64."""
 NO_URLS = "Pictures are not kept to be fetched from a URL: leave `response_format` out or ask for b64_json."
 
 
@@ -73,7 +78,7 @@ class EditRequest(GenerateRequest):
 
     file_fields: ClassVar[frozenset[str]] = frozenset({"image", "mask"})
 
-    image: str = like(ImageRequest, "init_image", annotation=str, default=PydanticUndefined)
+    image: str = like(ImageRequest, "init_image", annotation=str, default=PydanticUndefined, examples=[WHITE])
     mask: str | None = like(ImageRequest, "mask_image")
     strength: float | None = like(ImageRequest, "strength")
 

@@ -6,6 +6,7 @@ Only this shows what passes through BentoML's client and server: cut connections
 from __future__ import annotations
 
 import asyncio
+import socket
 import sys
 import time
 from collections.abc import Iterator
@@ -196,3 +197,27 @@ async def test_a_killed_runner_is_told_at_once(service: Served, runners: dict[st
         assert (await client.post("/text", json={"prompt": "x"})).status_code == 200
         report = (await client.get("/readyz")).json()
         assert (report["status"], report["runners"]["speech"]["state"]) == ("down", "down")
+
+
+@pytest.mark.parametrize(
+    "lengths",
+    [
+        b"Content-Length: 15\r\nTransfer-Encoding: chunked",
+        b"Transfer-Encoding: chunked\r\nContent-Length: 0",
+        b"Content-Length: 15\r\nContent-Length: 16",
+        b"Transfer-Encoding: chunked, identity",
+        b"Transfer-Encoding: xchunked",
+    ],
+)
+def test_a_body_whose_end_is_doubtful_is_refused(service: Served, lengths: bytes) -> None:
+    """A proxy in front might see another end, and what follows it as somebody else's request."""
+    host, _, port = service.url.removeprefix("http://").partition(":")
+    start = b"POST /text HTTP/1.1\r\nHost: x\r\nContent-Type: application/json\r\n"
+    body = b'f\r\n{"prompt": "x"}\r\n0\r\n\r\n'
+    with socket.create_connection((host, int(port)), timeout=10) as caller:
+        caller.sendall(start + lengths + b"\r\n\r\n" + body + start + b"Content-Length: 2\r\n\r\n{}")
+        answers = b""
+        while piece := caller.recv(1 << 16):
+            answers += piece
+    assert answers.startswith(b"HTTP/1.1 400 ")
+    assert answers.count(b"HTTP/1.1 ") == 1, "what followed was taken for a request"

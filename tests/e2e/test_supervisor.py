@@ -10,6 +10,7 @@ from collections.abc import Iterator
 from pathlib import Path
 
 import httpx
+import psutil
 import pytest
 
 from tests.e2e.process import Served, free_port, until
@@ -90,3 +91,86 @@ def test_a_taken_port_is_said_in_a_line(service: Served, tmp_path: Path) -> None
     said = second.log.read_text(encoding="utf-8")
     assert "cannot be listened on" in said
     assert "Traceback" not in said
+
+
+SUPERVISE = """
+from commands.supervisor import supervise
+from pathlib import Path
+from settings import settings
+supervise("tests.api.fakes:FakeGateway", Path.cwd(), settings())
+"""
+
+
+@pytest.fixture
+def supervised(tmp_path: Path) -> Iterator[Served]:
+    """The scripted runners in processes of their own, under our supervisor."""
+    state = {"TRIPTYCH_STATE_DIR": str(tmp_path / "state")}
+    served = Served([sys.executable, "-c", SUPERVISE], free_port(), tmp_path / "log", **state)
+    try:
+        served.wait_ready()
+        yield served
+    finally:
+        served.stop()
+
+
+def test_other_users_of_the_machine_reach_only_the_gateway(supervised: Served) -> None:
+    port = int(supervised.url.rpartition(":")[2])
+    folders: set[Path] = set()
+    for process in supervised.processes():
+        for socket in process.net_connections("all"):
+            if isinstance(socket.laddr, str):
+                folders.update([Path(socket.laddr).parent] if socket.laddr.startswith("/") else ())
+            elif socket.laddr and not socket.raddr:
+                assert socket.laddr[1] == port, f"{process.cmdline()} listens on {socket.laddr}"
+    assert folders
+    for folder in folders:
+        assert folder.stat().st_mode & 0o077 == 0, folder
+
+
+def test_a_killed_gateway_is_back_and_its_work_has_ended(supervised: Served) -> None:
+    with _hanging(supervised) as request:
+        supervised.runner("fake-gateway").kill()
+        request.join(10)
+        assert not request.is_alive(), "its caller waits for an answer from nobody"
+    until(lambda: supervised.readyz().get("status") == "ready", 30, "its return")
+    until(lambda: "0 alive" in supervised.readyz()["runners"]["text"]["why"], 10, "the end of its work")
+
+
+def test_told_twice_to_end_it_waits_for_nobody(supervised: Served) -> None:
+    processes = supervised.processes()
+    with _hanging(supervised):
+        supervised.send(signal.SIGTERM)
+        until(lambda: not supervised.readyz(), 30, "the first signal's effect")
+        assert not supervised.ended()
+        supervised.send(signal.SIGTERM)
+        until(supervised.ended, 3, "its end")
+    assert not any(map(_lives, processes))
+
+
+def test_a_killed_supervisor_leaves_no_process(supervised: Served) -> None:
+    processes = supervised.processes()
+    assert len(processes) == 5
+    supervised.send(signal.SIGKILL)
+    until(lambda: not any(map(_lives, processes)), 10, "the end of its processes")
+
+
+@contextlib.contextmanager
+def _hanging(served: Served) -> Iterator[threading.Thread]:
+    """A request that is at work until it is cut off."""
+
+    def hang() -> None:
+        with contextlib.suppress(httpx.HTTPError):
+            httpx.post(f"{served.url}/text", json={"prompt": "hang"}, timeout=60)
+
+    request = threading.Thread(target=hang)
+    request.start()
+    until(lambda: "1 alive" in served.readyz()["runners"]["text"]["why"], 30, "the request")
+    yield request
+    request.join()
+
+
+def _lives(process: psutil.Process) -> bool:
+    try:
+        return process.status() != psutil.STATUS_ZOMBIE
+    except psutil.NoSuchProcess:
+        return False
