@@ -84,12 +84,12 @@ def _end_at_once_when_told_twice() -> None:
     end_gently = SysHandler.quit
     told = False
 
-    def end(handler: Any) -> None:
+    def end(self: Any) -> None:
         nonlocal told
         if told:
             for process in psutil.Process().children(recursive=True):
                 process.kill()
         told = True
-        end_gently(handler)
+        end_gently(self)
 
     SysHandler.quit = end

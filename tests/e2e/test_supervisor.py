@@ -6,7 +6,7 @@ import contextlib
 import signal
 import sys
 import threading
-from collections.abc import Iterator
+from collections.abc import Generator, Iterator
 from pathlib import Path
 
 import httpx
@@ -155,7 +155,7 @@ def test_a_killed_supervisor_leaves_no_process(supervised: Served) -> None:
 
 
 @contextlib.contextmanager
-def _hanging(served: Served) -> Iterator[threading.Thread]:
+def _hanging(served: Served) -> Generator[threading.Thread]:
     """A request that is at work until it is cut off."""
 
     def hang() -> None:
