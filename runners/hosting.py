@@ -130,6 +130,8 @@ class Runner:
             placement = place(self.modality, options)
             use_own_cards(placement)
             _share_cores(placement)
+            # It advises a package that fetches code from a hub at the import, and does without it as well.
+            logging.getLogger("bitsandbytes.backends.cpu.ops").setLevel(logging.ERROR)
             entries = placement.applied(entries)
             backend = self.build(entries, placement, options)
             asyncio.run(_answer(backend, self.warm_up_job()))
