@@ -10,15 +10,16 @@ from collections.abc import Awaitable, Callable, Mapping, Sequence
 from copy import copy
 from dataclasses import dataclass
 from re import Pattern
-from typing import Any
+from typing import Annotated, Any
 
-from pydantic import BaseModel, ConfigDict, ValidationError
+from pydantic import AfterValidator, BaseModel, ConfigDict, ValidationError, WithJsonSchema
 from pydantic.fields import FieldInfo
+from pydantic_core import PydanticCustomError
 from starlette.responses import Response
 from starlette.routing import compile_path
 
 from gateway.errands import Errands
-from gateway.errors import ErrorResponse, HttpError, error_for_status
+from gateway.errors import ErrorBody, ErrorResponse, HttpError, error_for_status
 from gateway.explain import explain
 from gateway.options import GatewayOptions, ServedModel
 from gateway.runners import RunnerClient
@@ -45,6 +46,22 @@ class Call:
         return known.name if known else name
 
 
+def _no(value: bool) -> bool:
+    if value:
+        raise PydanticCustomError("literal_error", "false", {"expected": "false"})
+    return value
+
+
+def _yes(value: bool) -> bool:
+    if not value:
+        raise PydanticCustomError("literal_error", "true", {"expected": "true"})
+    return value
+
+
+# Not `Literal`, which takes 0 and 1 for false and true.
+OnlyFalse = Annotated[bool, AfterValidator(_no), WithJsonSchema({"type": "boolean", "const": False})]
+OnlyTrue = Annotated[bool, AfterValidator(_yes), WithJsonSchema({"type": "boolean", "const": True})]
+
 Answers = Callable[[Any, Call], Awaitable[Response]]
 """What a door does with a request: what its schema made of the body, None without one."""
 
@@ -63,6 +80,8 @@ class Door:
     media: Sequence[str] = ("application/json",)
     status: int = 200
     refuse: Callable[[JobError], Response] = ErrorResponse
+    error: type[BaseModel] = ErrorBody
+    """The form of what `refuse` says, for the document."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -124,7 +143,10 @@ class Wire(BaseModel):
 
 
 def like(model: type[BaseModel], name: str, **changed: Any) -> Any:
-    """A field with the bounds and words of a native one; `changed` as in `pydantic.Field`."""
+    """A field with the bounds and words of a native one; `changed` as in `pydantic.Field`.
+
+    Its annotation is a plain type (`int | None`): bounds that are given twice break on a null.
+    """
     info: FieldInfo = copy(model.model_fields[name])
     for key, value in changed.items():
         setattr(info, key, value)

@@ -18,7 +18,7 @@ from starlette.responses import JSONResponse, PlainTextResponse, Response
 from starlette.types import ASGIApp, Receive, Scope, Send
 
 from gateway.auth import DRAIN_ROUTE, OPEN_ROUTES
-from gateway.doors import Call, Doors, Found
+from gateway.doors import Call, Doors, Found, WrongMethodError
 from gateway.errors import ErrorResponse, HttpError, error_for_status, log_bug, or_error
 from gateway.explain import explain
 from gateway.forms import file_fields, form_as_json
@@ -40,6 +40,8 @@ from gateway.tickets import Ticket
 from gateway.visits import Visit
 from jobs import ErrorKind, JobError
 
+_METRICS = "/metrics"
+_READING = ("GET", "HEAD")
 _WITH_BODY = frozenset({"POST", "PUT", "PATCH"})
 
 
@@ -86,7 +88,7 @@ class Edge:
             id = request_id(headers) or fresh_id()
         except HttpError as refusal:
             answer = Answer(scope, receive, send, fresh_id())
-            await answer.respond(ErrorResponse(refusal))
+            await answer.respond(self._doors.refusal(scope["path"], refusal))
             return
         answer = Answer(scope, receive, send, id)
         visit = Visit(scope, answer, Ticket(id))
@@ -125,7 +127,9 @@ class Edge:
     async def _route(self, visit: Visit, receive: Receive, headers: Headers) -> None:
         scope, answer = visit.scope, visit.answer
         path, method = scope["path"], scope["method"]
-        if path in self._own and method in ("GET", "HEAD"):
+        if (path in self._own or path == _METRICS) and method not in _READING:
+            raise WrongMethodError(_READING)
+        if path in self._own:
             await answer.respond(await self._own[path]())
         elif not path.isprintable():
             raise HttpError(404, "There is no such route.", "unknown_route")

@@ -15,6 +15,7 @@ BAD_JSON = (
     "and no more than 200 levels deep."
 )
 _MAX_NAME_CHARS = 64
+_TYPES = frozenset({"str", "int", "float", "bool"})
 
 # pydantic's error type -> (code, what is wrong); the braces are filled from the error's context.
 _WORDS: dict[str, tuple[str, str]] = {
@@ -79,8 +80,13 @@ def _context(error: ErrorDetails) -> dict[str, Any]:
 
 def _name(error: ErrorDetails, renamed: Mapping[str, str]) -> str:
     """`messages.0.role`"""
-    first, *rest = [str(part) for part in error["loc"]] or [""]
+    first, *rest = [str(part) for part in error["loc"] if _is_field(part)] or [""]
     return printable(".".join([renamed.get(first, first), *rest]))
+
+
+def _is_field(part: int | str) -> bool:
+    """Not the name of a type, which pydantic puts in where a field takes one of several."""
+    return isinstance(part, int) or not (part in _TYPES or "[" in part)
 
 
 def printable(name: str) -> str:

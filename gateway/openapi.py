@@ -19,6 +19,7 @@ from gateway.forms import file_fields
 from gateway.schemas import ImagesAnswer
 from gateway.streams import EVENT_STREAM
 from gateway.text_schemas import TextAnswer
+from gateway.together import RULES
 
 _CONVERTER = re.compile(r":\w+}")
 _NAMED = re.compile(r"{(\w+)}")
@@ -47,7 +48,9 @@ _ERRORS: dict[str, str] = {
 _BYTES = {"schema": {"type": "string", "format": "binary"}}
 _IMAGE = {f"image/{kind}": _BYTES for kind in ("png", "jpeg", "webp")}
 _AUDIO = {f"audio/{kind}": _BYTES for kind in ("wav", "flac", "ogg", "mpeg", "pcm")}
-_EVENTS = {"text/event-stream": {"schema": {"type": "string"}}}
+# Without a type: some readers take one for the whole stream's, some for each event's.
+_EVENT: dict[str, Any] = {"schema": {"description": "Server-sent events."}}
+_EVENTS = {EVENT_STREAM: _EVENT}
 _TEXT = {"application/json": {"schema": {"$ref": _REF.format(model="TextAnswer")}}}
 _IMAGES = {"application/json": {"schema": {"$ref": _REF.format(model="ImagesAnswer")}}}
 _TIMED = ("X-Seed", "X-Queue-Ms", "X-Total-Ms")
@@ -71,15 +74,22 @@ def openapi_document(
     """`endpoints` maps the name of each of BentoML's endpoints to its request class and what it does."""
     bodies: list[type[BaseModel]] = [body for body, _ in endpoints.values()]
     theirs = [model for door in doors for model in (door.request, door.answers) if model is not None]
+    theirs += [door.error for door in doors]
     models = dict.fromkeys([*bodies, TextAnswer, ImagesAnswer, ErrorBody, *theirs])
     _, schemas = models_json_schema([(model, "validation") for model in models], ref_template=_REF)
+    schemas = schemas["$defs"]
+    for name in RULES.keys() & schemas.keys():
+        schemas[name] = {key: said for key, said in (schemas[name] | RULES[name]).items() if said is not None}
+    schemas |= {
+        _form_name(each): _as_form(schemas[each.__name__], each) for each in models if file_fields(each)
+    }
     paths = {f"/{name}": {"post": _operation(name, *endpoint)} for name, endpoint in endpoints.items()}
     return {
         "openapi": "3.1.0",
         "info": {"title": title, "version": "1", "description": "Text, images and speech from open models."},
         "servers": [{"url": "."}],
         "paths": paths | _door_paths(doors) | _health_paths(),
-        "components": {"schemas": schemas["$defs"], "headers": _header_components()},
+        "components": {"schemas": schemas, "headers": _header_components()},
     }
 
 
@@ -110,7 +120,7 @@ def _door_paths(doors: Sequence[Door]) -> dict[str, Any]:
 
 def _door_operation(door: Door, path: str) -> dict[str, Any]:
     form = {"schema": {"$ref": _REF.format(model=door.answers.__name__)}} if door.answers else {}
-    plain = {"application/json": form, EVENT_STREAM: {"schema": {"type": "string"}}}
+    plain = {"application/json": form, EVENT_STREAM: _EVENT}
     answer = {
         "description": "The answer.",
         "content": {media: plain.get(media, _BYTES) for media in door.media},
@@ -121,7 +131,7 @@ def _door_operation(door: Door, path: str) -> dict[str, Any]:
         "summary": door.summary,
         "tags": [path.split("/")[1]],
         "parameters": [_request_id(), *map(_path_parameter, _NAMED.findall(path))],
-        "responses": {str(door.status): answer} | {status: _error(status) for status in _ERRORS},
+        "responses": {str(door.status): answer} | {status: _error(status, door.error) for status in _ERRORS},
     }
     if door.request is not None:
         operation["requestBody"] = _body(door.request)
@@ -139,16 +149,42 @@ def _body(model: type[BaseModel]) -> dict[str, Any]:
     files = sorted(file_fields(model))
     if files:
         encoding = {name: {"contentType": "application/octet-stream"} for name in files}
-        content["multipart/form-data"] = schema | {"encoding": encoding}
+        form = {"schema": {"$ref": _REF.format(model=_form_name(model))}}
+        content["multipart/form-data"] = form | {"encoding": encoding}
     return {"required": True, "content": content}
 
 
-def _error(status: str) -> dict[str, Any]:
+def _form_name(model: type[BaseModel]) -> str:
+    return f"{model.__name__}Form"
+
+
+def _as_form(schema: dict[str, Any], model: type[BaseModel]) -> dict[str, Any]:
+    """The same request as parts: files as they are, and a part that is not sent in place of null."""
+    fields = {name: _given(field) for name, field in schema["properties"].items()}
+    for name in file_fields(model):
+        fields[name] = {
+            "type": "string",
+            "contentMediaType": "application/octet-stream",
+            "description": fields[name]["description"],
+        }
+    return {key: said for key, said in schema.items() if key not in ("oneOf", "anyOf")} | {
+        "title": _form_name(model),
+        "properties": fields,
+    }
+
+
+def _given(field: dict[str, Any]) -> dict[str, Any]:
+    choices = [each for each in field.get("anyOf", ()) if each != {"type": "null"}]
+    rest = {key: said for key, said in field.items() if key != "anyOf" and said is not None}
+    return rest | (choices[0] if len(choices) == 1 else {"anyOf": choices} if choices else {})
+
+
+def _error(status: str, form: type[BaseModel] = ErrorBody) -> dict[str, Any]:
     names = ("X-Request-Id", "Retry-After") if status in ("429", "503") else ("X-Request-Id",)
     return {
         "description": _ERRORS[status],
         "headers": {name: _header(name) for name in names},
-        "content": {"application/json": {"schema": {"$ref": _REF.format(model="ErrorBody")}}},
+        "content": {"application/json": {"schema": {"$ref": _REF.format(model=form.__name__)}}},
     }
 
 

@@ -48,6 +48,8 @@ def _no_url(value: str | None) -> str | None:
 
 
 Whole = Annotated[int, BeforeValidator(whole)]
+MaybeWhole = Annotated[int | None, BeforeValidator(whole)]
+"""Not `Whole | None`, whose bounds pydantic would apply to what is no number too, and break."""
 Name = Annotated[str, AfterValidator(_no_url)]
 MaybeName = Annotated[str | None, AfterValidator(_no_url)]
 Model = Annotated[

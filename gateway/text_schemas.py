@@ -47,7 +47,8 @@ def _named(name: str) -> str:
     return name
 
 
-ToolName = Annotated[str, AfterValidator(_named)]
+_TOOL_NAME_SCHEMA = {"type": "string", "pattern": f"^{_TOOL_NAME.pattern}$"}
+ToolName = Annotated[str, AfterValidator(_named), WithJsonSchema(_TOOL_NAME_SCHEMA)]
 JsonSchema = Annotated[dict[str, Any], AfterValidator(_small)]
 StopString = Annotated[str, Field(min_length=1, max_length=64, pattern=NO_NUL)]
 _STOP_STRING = {"type": "string", "minLength": 1, "maxLength": 64, "pattern": NO_NUL}

@@ -9,7 +9,7 @@ from typing import Any
 from starlette.responses import JSONResponse, Response
 
 from gateway.doors import Call, Door
-from gateway.ollama.wire import OllamaShow, plain_name, refuse
+from gateway.ollama.wire import OllamaError, OllamaShow, plain_name, refuse
 from gateway.options import ServedModel
 from jobs import ErrorKind, JobError
 
@@ -81,10 +81,20 @@ def _details(model: ServedModel) -> dict[str, Any]:
 
 DOORS = (
     Door(
-        method="GET", path="/api/tags", summary="Ollama: lists the text models.", answer=tags, refuse=refuse
+        method="GET",
+        path="/api/tags",
+        summary="Ollama: lists the text models.",
+        answer=tags,
+        refuse=refuse,
+        error=OllamaError,
     ),
     Door(
-        method="GET", path="/api/ps", summary="Ollama: the models in memory.", answer=running, refuse=refuse
+        method="GET",
+        path="/api/ps",
+        summary="Ollama: the models in memory.",
+        answer=running,
+        refuse=refuse,
+        error=OllamaError,
     ),
     Door(
         method="POST",
@@ -93,6 +103,14 @@ DOORS = (
         request=OllamaShow,
         answer=show,
         refuse=refuse,
+        error=OllamaError,
     ),
-    Door(method="GET", path="/api/version", summary="Ollama: its version.", answer=version, refuse=refuse),
+    Door(
+        method="GET",
+        path="/api/version",
+        summary="Ollama: its version.",
+        answer=version,
+        refuse=refuse,
+        error=OllamaError,
+    ),
 )

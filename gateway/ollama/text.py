@@ -13,7 +13,7 @@ from starlette.responses import JSONResponse, Response
 from gateway.answers import last_event, result_of
 from gateway.doors import Call, Door, native
 from gateway.ollama.models import known
-from gateway.ollama.wire import Asked, OllamaChat, OllamaGenerate, refuse, told
+from gateway.ollama.wire import Asked, OllamaChat, OllamaError, OllamaGenerate, refuse, told
 from gateway.streams import ClosingStream, peek, rejoin
 from gateway.text import text_jobs
 from gateway.text_schemas import TextRequest
@@ -116,6 +116,7 @@ DOORS = (
         answer=generate,
         media=(NDJSON, "application/json"),
         refuse=refuse,
+        error=OllamaError,
     ),
     Door(
         method="POST",
@@ -125,5 +126,6 @@ DOORS = (
         answer=chat,
         media=(NDJSON, "application/json"),
         refuse=refuse,
+        error=OllamaError,
     ),
 )

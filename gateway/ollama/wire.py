@@ -5,20 +5,24 @@ from __future__ import annotations
 import json
 import re
 from datetime import UTC, datetime
-from typing import Any, Literal
+from typing import Annotated, Any, Literal
 
-from pydantic import Field
+from pydantic import BaseModel, Field, WithJsonSchema
 from pydantic_core import PydanticUndefined
 from starlette.responses import Response
 
-from gateway.doors import Call, Wire, like
+from gateway.doors import Call, OnlyFalse, Wire, like
 from gateway.errors import ErrorResponse
 from gateway.explain import invalid
-from gateway.schemas import NO_NUL, Seed, Whole
+from gateway.schemas import NO_NUL, MaybeWhole, Seed
 from gateway.text_schemas import ChatMessage, JsonSchema, StopStrings, TextRequest, ToolName, ToolSpec
 from jobs import JobError
 
 _DURATION = re.compile(r"(-?)(?:([0-9]{1,6})h)?(?:([0-9]{1,6})m)?(?:([0-9]{1,9}(?:[.][0-9]+)?)s?)?")
+_DURATIONS: dict[str, Any] = {
+    "type": "string",
+    "pattern": "^-?([0-9]{1,6}h([0-9]{1,6}m)?([0-9]{1,9}s)?|[0-9]{1,6}m([0-9]{1,9}s)?|[0-9]{1,9}s?)$",
+}
 
 
 def seconds(text: str) -> float:
@@ -42,6 +46,12 @@ def plain_name(name: str) -> str:
     return name.removesuffix(":latest")
 
 
+class OllamaError(BaseModel):
+    """The body of every answer with a status of 400 or more."""
+
+    error: str = Field(description="What is wrong and what to do; for people.")
+
+
 def refuse(error: JobError) -> Response:
     """Ollama's errors are one string."""
     return ErrorResponse(error, content={"error": error.message})
@@ -55,7 +65,7 @@ class Options(Wire):
     """How tokens are chosen."""
 
     temperature: float | None = like(TextRequest, "temperature", default=None)
-    top_k: Whole | None = like(TextRequest, "top_k", default=None)
+    top_k: int | None = like(TextRequest, "top_k", default=None)
     top_p: float | None = like(TextRequest, "top_p", default=None)
     min_p: float | None = like(TextRequest, "min_p", default=None)
     repeat_penalty: float | None = like(TextRequest, "repetition_penalty", default=None)
@@ -63,7 +73,7 @@ class Options(Wire):
     frequency_penalty: float | None = like(TextRequest, "frequency_penalty", default=None)
     seed: Seed = None
     stop: StopStrings | None = like(TextRequest, "stop")
-    num_predict: Whole | None = Field(
+    num_predict: MaybeWhole = Field(
         None, ge=-2, le=131_072, description="Most tokens to write; below 0 what the context leaves."
     )
 
@@ -75,10 +85,10 @@ class Asked(Wire):
     stream: bool | None = Field(None, description="Line by line, as it is made; false for the whole at once.")
     format: Literal["", "json"] | JsonSchema | None = Field(None, description="json, or a JSON schema.")
     options: Options | None = Field(None, description="How tokens are chosen.")
-    keep_alive: float | str | None = Field(
+    keep_alive: float | Annotated[str, WithJsonSchema(_DURATIONS)] | None = Field(
         None, description="How long the model stays in memory: seconds, or 5m; below 0 for good."
     )
-    think: Literal[False] | None = Field(None, description="Models do not think aloud.")
+    think: OnlyFalse | None = Field(None, description="Models do not think aloud.")
 
     def as_native(self, call: Call) -> dict[str, Any]:
         """Raises `JobError`."""
@@ -139,7 +149,7 @@ class Turn(Wire):
     role: Literal["system", "user", "assistant", "tool"] = Field(description="Who says it.")
     content: str | None = like(ChatMessage, "content", default=None)
     tool_calls: list[Called] | None = Field(None, max_length=16, description="What an assistant asked for.")
-    tool_name: str | None = Field(None, max_length=64, pattern=NO_NUL, description="The tool that answers.")
+    tool_name: str | None = like(ChatMessage, "name", description="The tool that answers.")
 
     def as_native(self) -> dict[str, Any]:
         calls = [

@@ -7,10 +7,10 @@ import re
 import time
 from collections.abc import AsyncGenerator
 from contextlib import aclosing
-from typing import Any, ClassVar, Literal
+from typing import Annotated, Any, ClassVar, Literal
 
 from openai.types import Image, ImagesResponse
-from pydantic import Field
+from pydantic import Field, WithJsonSchema
 from pydantic_core import PydanticUndefined
 from starlette.responses import Response
 
@@ -20,7 +20,7 @@ from gateway.errors import error_body
 from gateway.explain import invalid
 from gateway.image import image_jobs
 from gateway.openai.wire import JsonAnswer
-from gateway.schemas import ImageRequest, LoraSpec, Seed, Whole
+from gateway.schemas import ImageRequest, LoraSpec, MaybeWhole, Seed
 from gateway.several import all_done, merged
 from gateway.streams import EVENT_STREAM, ClosingStream, peek, rejoin, sse
 from jobs import Done, Event, ImageFormat, ImageResult, JobError, Preview, Scheduler
@@ -35,6 +35,9 @@ _NAMES = {
 }
 STEPS = {"low": 10, "medium": 20, "standard": 20, "high": 40, "hd": 40}
 """What a picture's quality means to a diffusion model; `num_inference_steps` says it exactly."""
+_INLINE = {"type": "string", "enum": ["b64_json"]}
+Delivery = Annotated[Literal["b64_json", "url"], WithJsonSchema(_INLINE)]
+"""OpenAI's; url is refused in words of its own."""
 Quality = Literal["auto", "low", "medium", "high", "standard", "hd"]
 WHITE = (
     "iVBORw0KGgoAAAANSUhEUgAAAEAAAABACAAAAACPAi4CAAAAK0lEQVR42u3MMREAAAgEoNf+nTWEmwcBqMlNRyAQCA"
@@ -49,7 +52,7 @@ class GenerateRequest(Wire):
 
     prompt: str = like(ImageRequest, "prompt")
     model: str | None = like(ImageRequest, "model")
-    n: Whole | None = like(ImageRequest, "num_images", default=None)
+    n: int | None = like(ImageRequest, "num_images", default=None)
     size: str | None = Field(
         None,
         pattern=r"^(auto|[0-9]{1,5}x[0-9]{1,5})$",
@@ -57,16 +60,16 @@ class GenerateRequest(Wire):
         examples=["128x128"],
     )
     quality: Quality | None = Field(None, description="How many steps: low 10, medium 20, high 40.")
-    response_format: Literal["b64_json", "url"] | None = Field(None, description="Only b64_json is answered.")
+    response_format: Delivery | None = Field(None, description="Only b64_json is answered.")
     output_format: ImageFormat | None = Field(None, description="Encoding of the picture; png if left out.")
     background: Literal["auto", "opaque"] | None = Field(None, description="Pictures are opaque.")
     stream: bool | None = Field(None, description="Answer with server-sent events.")
-    partial_images: Whole | None = Field(
+    partial_images: MaybeWhole = Field(
         None, ge=0, le=3, description="The most previews that a stream shows of each picture."
     )
     user: str | None = Field(None, max_length=256, description="Taken for the clients' sake, and not kept.")
     negative_prompt: str | None = like(ImageRequest, "negative_prompt", default=None)
-    num_inference_steps: Whole | None = like(ImageRequest, "num_inference_steps", default=None)
+    num_inference_steps: int | None = like(ImageRequest, "num_inference_steps", default=None)
     guidance_scale: float | None = like(ImageRequest, "guidance_scale", default=None)
     scheduler: Scheduler | None = like(ImageRequest, "scheduler", default=None)
     seed: Seed = None

@@ -5,9 +5,9 @@ from __future__ import annotations
 import base64
 from collections.abc import AsyncGenerator
 from contextlib import aclosing
-from typing import Any, Literal
+from typing import Annotated, Any, Literal
 
-from pydantic import Field
+from pydantic import Field, WithJsonSchema
 from starlette.responses import Response
 
 from gateway.answers import result_of
@@ -19,7 +19,9 @@ from gateway.speech import answer_speech, speech_job
 from gateway.streams import EVENT_STREAM, ClosingStream, peek, rejoin, sse
 from jobs import AudioChunk, Done, Event, JobError, SpeechResult
 
-Format = Literal["mp3", "opus", "aac", "flac", "wav", "pcm"]
+_MADE = {"type": "string", "enum": ["mp3", "opus", "flac", "wav", "pcm"]}
+Format = Annotated[Literal["mp3", "opus", "aac", "flac", "wav", "pcm"], WithJsonSchema(_MADE)]
+"""OpenAI's; aac is refused in words of its own."""
 
 
 class VoiceId(Wire):
@@ -37,7 +39,7 @@ class SpeakRequest(Wire):
         None, description="A voice's name, or one of OpenAI's that stands for it.", examples=["alloy"]
     )
     response_format: Format | None = Field(None, description="Encoding of the sound; mp3 when left out.")
-    speed: Literal[1] | None = Field(None, description="Voices have one speed.")
+    speed: float | None = Field(None, ge=1, le=1, description="Voices have one speed.")
     stream_format: Literal["audio", "sse"] | None = Field(
         None, description="The sound itself, as it is made, or server-sent events with pieces of it."
     )

@@ -6,14 +6,13 @@ from typing import Any, Literal
 
 from pydantic import Field
 
-from gateway.doors import Call, Wire, like
+from gateway.doors import Call, OnlyFalse, OnlyTrue, Wire, like
 from gateway.explain import invalid
-from gateway.schemas import NO_NUL, Model, Seed, Whole
+from gateway.schemas import NO_NUL, MaybeWhole, Model, Seed
 from gateway.text_schemas import (
     ChatMessage,
     FunctionSpec,
     JsonSchema,
-    MaxTokens,
     StopStrings,
     TextFormat,
     TextRequest,
@@ -119,13 +118,13 @@ class Sampled(Wire):
     model: Model = None
     temperature: float | None = like(TextRequest, "temperature", default=None)
     top_p: float | None = like(TextRequest, "top_p", default=None)
-    top_k: Whole | None = like(TextRequest, "top_k", default=None)
+    top_k: int | None = like(TextRequest, "top_k", default=None)
     min_p: float | None = like(TextRequest, "min_p", default=None)
     presence_penalty: float | None = like(TextRequest, "presence_penalty", default=None)
     frequency_penalty: float | None = like(TextRequest, "frequency_penalty", default=None)
     repetition_penalty: float | None = like(TextRequest, "repetition_penalty", default=None)
-    max_tokens: MaxTokens = like(TextRequest, "max_tokens", default=None)
-    n: Whole | None = like(TextRequest, "n", default=None, examples=None)
+    max_tokens: int | None = like(TextRequest, "max_tokens", default=None)
+    n: int | None = like(TextRequest, "n", default=None, examples=None)
     stop: StopStrings | None = like(TextRequest, "stop")
     seed: Seed = None
     stream: bool | None = Field(None, description="Answer with server-sent events, a piece of text each.")
@@ -150,9 +149,9 @@ class ChatRequest(Sampled):
     messages: list[ChatTurn] = Field(
         min_length=1, max_length=64, description="The conversation so far.", examples=[EXAMPLE]
     )
-    max_completion_tokens: MaxTokens = like(TextRequest, "max_tokens", default=None, examples=None)
+    max_completion_tokens: int | None = like(TextRequest, "max_tokens", default=None, examples=None)
     logprobs: bool | None = Field(None, description="Tell each token's log probability.")
-    top_logprobs: Whole | None = Field(
+    top_logprobs: MaybeWhole = Field(
         None, ge=0, le=20, description="With logprobs: tell those of this many likeliest."
     )
     response_format: AnswerFormat | None = Field(None, description="What the whole text must be.")
@@ -160,7 +159,7 @@ class ChatRequest(Sampled):
     tool_choice: Literal["auto", "none", "required"] | NamedTool | None = Field(
         None, description="Whether, or which, tool must be asked for."
     )
-    parallel_tool_calls: Literal[True] | None = Field(None, description="Several calls may be asked for.")
+    parallel_tool_calls: OnlyTrue | None = Field(None, description="Several calls may be asked for.")
 
     def as_native(self, call: Call) -> dict[str, Any]:
         tools, choice = self._chosen()
@@ -190,8 +189,8 @@ class CompletionRequest(Sampled):
     """A text to go on with, as it stands."""
 
     prompt: str = like(TextRequest, "prompt", annotation=str, description="Text to continue, in characters.")
-    logprobs: Whole | None = like(TextRequest, "logprobs", default=None)
-    echo: Literal[False] | None = Field(None, description="The prompt is not said again.")
+    logprobs: int | None = like(TextRequest, "logprobs", default=None)
+    echo: OnlyFalse | None = Field(None, description="The prompt is not said again.")
 
     def as_native(self, call: Call) -> dict[str, Any]:
         return {

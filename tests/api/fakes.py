@@ -56,6 +56,10 @@ def script(job: Job) -> str:
     return job.prompt if job.prompt is not None else " ".join(m.content for m in job.messages or ())
 
 
+def first_word(job: Job) -> str:
+    return (script(job).split() or [""])[0]
+
+
 def result(job: Job) -> Result:
     model = job.model or "fake"
     if isinstance(job, TextJob):
@@ -77,7 +81,7 @@ def result(job: Job) -> Result:
             seed=job.seed,
             data=PICTURE,
             media_type=f"image/{job.response_format}",
-            flagged=VERDICTS.get(job.prompt.split()[0]),
+            flagged=VERDICTS.get(first_word(job)),
         )
     return SpeechResult(
         model=model,
@@ -93,13 +97,13 @@ def logprobs(job: TextJob) -> tuple[TokenLogprob, ...]:
     """Of the first word alone, and only if they are asked for."""
     if job.logprobs is None:
         return ()
-    word = script(job).split()[0]
+    word = first_word(job)
     return (TokenLogprob(token=word, logprob=-0.5, top=(Alternative(token=word, logprob=-0.5),)),)
 
 
 def progress(job: Job) -> list[Event]:
     if isinstance(job, TextJob):
-        first, *rest = [TextDelta(text=piece) for piece in script(job).partition(" ") if piece]
+        first, *rest = [TextDelta(text=piece) for piece in script(job).partition(" ") if piece] or [_NOTHING]
         return [TextDelta(text=first.text, logprobs=logprobs(job)), *rest]
     if isinstance(job, ImageJob):
         preview = Preview(data=b"rough", media_type="image/jpeg")
@@ -204,6 +208,7 @@ SERVICE: Any = {
     "runner_connection": {"max_requests": 10**9, "max_age": 1e9},
     "logging": {"access": {"enabled": False}},
 }
+_NOTHING = TextDelta(text="")
 VERDICTS = {"flagged": True, "passed": False}
 STARTED: dict[str, FakeRunner] = {}
 """The runners of this process by modality, when they run inside the gateway."""

@@ -15,6 +15,7 @@ import pytest
 import soundfile
 from PIL import Image
 
+from tests.api.test_attacks import examples_of, posts
 from tests.e2e.process import Served, until
 
 QUESTION = {"messages": [{"role": "user", "content": "What is a star?"}], "temperature": 0}
@@ -178,3 +179,12 @@ def test_metrics_tell_queue_from_work(client: httpx.Client) -> None:
         'triptych_queue_depth{modality="text"}',
     ):
         assert name in metrics
+
+
+def test_each_example_of_the_document_answers_200(client: httpx.Client) -> None:
+    tried: list[str] = []
+    for path, schema in posts(client.get("/docs.json").json()):
+        answer = client.post(path, json=examples_of(schema))
+        assert answer.status_code == 200, (path, answer.text)
+        tried.append(path)
+    assert {"/text", "/image", "/speech_stream", "/v1/images/edits", "/api/show"} <= set(tried)
