@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import sys
 import time
+from contextlib import suppress
 from datetime import UTC, datetime
 
 from starlette.types import Scope
@@ -44,5 +45,6 @@ class Visit:
             "key": self.ticket.key_id,
             "client": (self.scope.get("client") or ("",))[0],
         }
-        sys.stdout.write(json.dumps(told) + "\n")
-        sys.stdout.flush()
+        with suppress(OSError):  # a full disk, or nobody who reads it: answers go on
+            sys.stdout.write(json.dumps(told) + "\n")
+            sys.stdout.flush()

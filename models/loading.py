@@ -5,6 +5,7 @@ from __future__ import annotations
 import importlib
 import math
 from contextlib import suppress
+from functools import cache
 from pathlib import Path
 from typing import Any
 
@@ -12,6 +13,7 @@ import transformers
 from safetensors import SafetensorError, safe_open
 
 from models.catalog import Entry, Modality
+from models.manifest import check
 from models.protocol import Model, ModelSpec
 from models.sources import EMBEDDED, LoadError, find_folder
 
@@ -21,12 +23,20 @@ __all__ = ["EMBEDDED", "LoadError", "find_folder", "load_model", "spec_of", "wei
 def load_model(name: str, entry: Entry, device: str) -> Model[Any, Any]:
     """Loads a model of the catalog on `device` (as torch names it). Raises `LoadError`."""
     spec = spec_of(name, entry, device)
+    if wrong := _wrong_files(spec.folder):
+        raise LoadError(f"The model {name} in {spec.folder} is broken: {'; '.join(wrong)}.")
     family = importlib.import_module(f"models.{entry.family}")
     transformers.utils.logging.disable_progress_bar()  # a service's log is no terminal
     try:
         return family.load(spec)
     except (OSError, ValueError) as error:
         raise LoadError(f"The model {name} in {spec.folder} cannot be loaded: {error}") from error
+
+
+@cache
+def _wrong_files(folder: Path) -> tuple[str, ...]:
+    """Once a process: where there is a manifest, every file is read for it."""
+    return tuple(check(folder))
 
 
 def _automatic(modality: Modality, device: str) -> str:
