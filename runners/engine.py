@@ -271,7 +271,9 @@ class Engine:
             self._end(ticket, outcome, Outcome.FAILED)
         else:
             self._pace.done()
-            self._end(ticket, ticket.done(outcome), Outcome.DONE)
+            done = ticket.done(outcome)
+            self._metrics.worked((done.total_ms - done.queue_ms) / 1000)
+            self._end(ticket, done, Outcome.DONE)
 
     def _end(self, ticket: Ticket, last: Done | Failed, outcome: Outcome) -> None:
         """Says the last word and lets the row go, at once or when the pool that holds it gives it back."""

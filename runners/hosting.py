@@ -17,6 +17,7 @@ from pydantic import ValidationError
 
 from jobs import Done, ErrorKind, Event, Failed, Job, JobError, decode_job, encode_event
 from models.catalog import CatalogError, Entry, Modality, models_served
+from runners.metrics import watch_gpu_memory
 from runners.placement import Placement, PlacementError, place, use_own_cards
 from settings import Settings, SettingsError, settings
 from untimed import UntimedService
@@ -129,6 +130,7 @@ class Runner:
                 return
             placement = place(self.modality, options)
             use_own_cards(placement)
+            watch_gpu_memory()
             _share_cores(placement)
             # It advises a package that fetches code from a hub at the import, and does without it as well.
             logging.getLogger("bitsandbytes.backends.cpu.ops").setLevel(logging.ERROR)

@@ -6,6 +6,7 @@ import os
 import re
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import pynvml
 
@@ -58,23 +59,42 @@ def visible_cards() -> list[str] | None:
     return [card.strip() for card in visible.split(",") if card.strip() not in ("", "-1")]
 
 
-def _cards() -> tuple[Card, ...]:
-    visible = visible_cards()
-    if visible == []:
-        return ()
+def cards_memory() -> list[tuple[str, int, int]]:
+    """Of each card that this process may use: its UUID, the bytes that all processes use, and all it has."""
     try:
-        pynvml.nvmlInit()
-        names = visible or [str(index) for index in range(int(pynvml.nvmlDeviceGetCount()))]
-        return tuple(_card(index, name) for index, name in enumerate(names))
+        handles = _handles()
+        memory = [pynvml.nvmlDeviceGetMemoryInfo(handle) for handle in handles]
+        names = [str(pynvml.nvmlDeviceGetUUID(handle)) for handle in handles]
+    except pynvml.NVMLError:
+        return []
+    return [(name, int(has.used), int(has.total)) for name, has in zip(names, memory, strict=True)]
+
+
+def _cards() -> tuple[Card, ...]:
+    try:
+        return tuple(_card(index, handle) for index, handle in enumerate(_handles()))
     except pynvml.NVMLError:
         return ()
 
 
-def _card(index: int, name: str) -> Card:
+def _handles() -> list[Any]:
+    """Raises `NVMLError` where there is no driver."""
+    visible = visible_cards()
+    if visible == []:
+        return []
+    pynvml.nvmlInit()
+    names = visible or [str(index) for index in range(int(pynvml.nvmlDeviceGetCount()))]
+    return [_handle(name) for name in names]
+
+
+def _handle(name: str) -> Any:
     by_index = name.isdigit()
-    handle = (
+    return (
         pynvml.nvmlDeviceGetHandleByIndex(int(name)) if by_index else pynvml.nvmlDeviceGetHandleByUUID(name)
     )
+
+
+def _card(index: int, handle: Any) -> Card:
     memory = pynvml.nvmlDeviceGetMemoryInfo(handle)
     return Card(index, str(pynvml.nvmlDeviceGetName(handle)), int(memory.total) / GIB)
 

@@ -2,7 +2,12 @@
 
 from __future__ import annotations
 
+import threading
+import time
+
 from prometheus_client import REGISTRY, CollectorRegistry, Counter, Gauge, Histogram
+
+from runners.machine import cards_memory
 
 _SECONDS = (0.001, 0.0025, 0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1, 2.5, 5, 10, 30, 60)
 _ROWS = (1, 2, 3, 4, 6, 8, 12, 16, 24, 32, 64)
@@ -22,6 +27,13 @@ class EngineMetrics:
         self._queue_seconds = Histogram(
             "triptych_queue_seconds",
             "Seconds from a job's arrival to its first step.",
+            ["modality"],
+            buckets=_SECONDS,
+            registry=registry,
+        )
+        self._work_seconds = Histogram(
+            "triptych_work_seconds",
+            "Seconds from the first step to the end of a job that is done.",
             ["modality"],
             buckets=_SECONDS,
             registry=registry,
@@ -47,7 +59,15 @@ class EngineMetrics:
             multiprocess_mode="livemostrecent",
             registry=registry,
         )
+        self._at_work = Gauge(
+            "triptych_jobs_at_work",
+            "Jobs in the runner, those that wait to be admitted included.",
+            ["modality"],
+            multiprocess_mode="livemostrecent",
+            registry=registry,
+        )
         self.queue_depth(0)
+        self.at_work(0)
 
     def ended(self, outcome: str) -> None:
         self._rows.labels(self._modality, outcome).inc()
@@ -55,9 +75,41 @@ class EngineMetrics:
     def started(self, queue_s: float) -> None:
         self._queue_seconds.labels(self._modality).observe(queue_s)
 
+    def worked(self, work_s: float) -> None:
+        self._work_seconds.labels(self._modality).observe(work_s)
+
     def stepped(self, lane: str, seconds: float, rows: int) -> None:
         self._step_seconds.labels(self._modality, lane).observe(seconds)
         self._rows_per_step.labels(self._modality, lane).observe(rows)
 
     def queue_depth(self, jobs: int) -> None:
         self._queue_depth.labels(self._modality).set(jobs)
+
+    def at_work(self, jobs: int) -> None:
+        self._at_work.labels(self._modality).set(jobs)
+
+
+GPU_MEMORY = "triptych_gpu_memory_bytes"
+GPU_MEMORY_EVERY_S = 5.0
+
+
+def watch_gpu_memory(registry: CollectorRegistry = REGISTRY) -> None:
+    """Tells the memory of this process's cards, by the driver's account; nothing on a machine without any."""
+    if not cards_memory():
+        return
+    gauge = Gauge(
+        GPU_MEMORY,
+        "Bytes of a card's memory: `used` by all processes, and `total`.",
+        ["card", "of"],
+        multiprocess_mode="livemostrecent",
+        registry=registry,
+    )
+
+    def watch() -> None:
+        while True:
+            for card, used, total in cards_memory():
+                gauge.labels(card, "used").set(used)
+                gauge.labels(card, "total").set(total)
+            time.sleep(GPU_MEMORY_EVERY_S)
+
+    threading.Thread(target=watch, name="gpu-memory", daemon=True).start()

@@ -43,6 +43,7 @@ class Register:
             self._metrics.ended(Outcome.REFUSED)
             raise error
         self._metrics.queue_depth(self._queued)
+        self._metrics.at_work(len(self._tickets))
         return before
 
     def _refusal(self, ticket: Ticket) -> JobError | None:
@@ -80,6 +81,7 @@ class Register:
             del self._tickets[ticket.job.id]
             if not self._tickets:
                 self._empty.set()
+        self._metrics.at_work(len(self._tickets))
 
     def find(self, job_id: str) -> Ticket | None:
         with self._lock:

@@ -95,7 +95,12 @@ class VllmBackend:
     def _start(self, job: TextJob, stream: Stream) -> None:
         task = self._loop.create_task(self._pump(job, stream))
         self._tasks[job.id] = task
-        task.add_done_callback(lambda _: self._tasks.pop(job.id, None))
+        task.add_done_callback(lambda _: self._ended(job.id))
+        self._metrics.at_work(len(self._tasks))
+
+    def _ended(self, job_id: str) -> None:
+        self._tasks.pop(job_id, None)
+        self._metrics.at_work(len(self._tasks))
 
     async def _pump(self, job: TextJob, stream: Stream) -> None:
         outcome = Outcome.FAILED
@@ -105,6 +110,7 @@ class VllmBackend:
                 if isinstance(event, Done):
                     outcome, last = Outcome.DONE, event
                     self._metrics.started(event.queue_ms / 1000)
+                    self._metrics.worked((event.total_ms - event.queue_ms) / 1000)
                 else:
                     stream.put(event)
         except JobError as error:

@@ -288,6 +288,7 @@ def test_a_file_of_no_use_is_named_and_the_others_go_on(model: StableDiffusion, 
     tensors = load_file(folder / "plain.safetensors")
     key = next(iter(tensors))
     (folder / "torn.safetensors").write_bytes((folder / "plain.safetensors").read_bytes()[:200])
+    (folder / "pickle.safetensors").write_bytes(b"cbuiltins\nexit\n(tR.")
     save_file({"unet.nowhere.lora_A.weight": torch.zeros(2, 2)}, folder / "stranger.safetensors")
     save_file({**tensors, key: tensors[key][:, :3].contiguous()}, folder / "misshapen.safetensors")
     save_file({**tensors, key: tensors[key] * torch.nan}, folder / "poison.safetensors")
@@ -298,7 +299,7 @@ def test_a_file_of_no_use_is_named_and_the_others_go_on(model: StableDiffusion, 
     }
     save_file(deep, folder / "deep.safetensors")
     save_file({}, folder / "empty.safetensors")
-    for name in ("torn", "stranger", "misshapen", "poison", "dora", "half", "deep", "empty"):
+    for name in ("torn", "pickle", "stranger", "misshapen", "poison", "dora", "half", "deep", "empty"):
         with pytest.raises(JobError, match=f"LoRA '{name}'") as refused:
             model.prepare(image_job(loras=choices(**{name: 1.0})))
         assert refused.value.kind is ErrorKind.INVALID
