@@ -117,6 +117,8 @@ class TextJob:
     timeout_s: float
     account: str = ""
     """Whose job it is: accounts share the engine evenly."""
+    trace: str = ""
+    """The span that the job is part of, as a W3C traceparent; empty where nobody traces."""
     stream: bool = False
     seed: int
     prompt: str | None = None
@@ -161,6 +163,7 @@ class ImageJob:
     model: str | None = None
     timeout_s: float
     account: str = ""
+    trace: str = ""
     stream: bool = False
     seed: int
     prompt: str
@@ -187,6 +190,7 @@ class SpeechJob:
     model: str | None = None
     timeout_s: float
     account: str = ""
+    trace: str = ""
     stream: bool = False
     seed: int
     text: str

@@ -116,6 +116,7 @@ class Edge:
             self._readiness.draining = True
             await visit.answer.respond(await self._readiness.response())
             return
+        visit.trace(headers.get("traceparent", ""))
         key = await self._office.guard.key_of(headers, by_password=path == PAGE)
         visit.ticket = replace(visit.ticket, key=key)
         with self._office.guard.visit(key, path):

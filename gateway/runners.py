@@ -78,8 +78,9 @@ class RunnerClient:
                 async for event in events:
                     yield event
             return
-        account = current_ticket().key_id
-        owned = replace(job, account=account)
+        ticket = current_ticket()
+        account = ticket.key_id
+        owned = replace(job, account=account, trace=ticket.trace)
         if isinstance(owned, TextJob) and account:
             owned = replace(owned, cache_salt=account)  # nobody learns another's prompts by their speed
         async with self._books.open(job) as bill, aclosing(self._run(owned)) as events:

@@ -13,6 +13,7 @@ The top-level service composes it with its runners:
 
 from __future__ import annotations
 
+import asyncio
 from functools import cache
 from typing import Any, ClassVar, cast
 
@@ -35,6 +36,7 @@ from gateway.speech import answer_speech, answer_speech_events, speech_job
 from gateway.text import answer_text, text_jobs
 from gateway.text_schemas import TextAnswer, TextRequest
 from gateway.tickets import current_ticket
+from tracing import start_tracing, stop_tracing
 
 NO_ACCESS_LOG: Any = {"access": {"enabled": False}}
 """For `bentoml.service(logging=...)`: the edge logs each request, as JSON and without a query."""
@@ -80,6 +82,7 @@ class Gateway:
 
     @bentoml.on_startup
     async def begin(self) -> None:
+        start_tracing()
         await self.office.begin()
 
     @bentoml.on_shutdown
@@ -87,6 +90,7 @@ class Gateway:
         for client in self._clients.values():
             await client.close()
         await self.office.close()
+        await asyncio.to_thread(stop_tracing)
 
     @bentoml.api(input_spec=TextRequest, output_spec=TextAnswer)
     async def text(self, **params: Any) -> Response:

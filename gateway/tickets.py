@@ -33,6 +33,8 @@ class Ticket:
     job_id: str = field(default_factory=fresh_id)
     key: Key | None = None
     taken: Taken = field(default_factory=Taken)
+    trace: str = ""
+    """The request's span, as a W3C traceparent; empty where nobody traces."""
     watch: Callable[[Event], None] | None = None
     """Is told every event of the request's jobs."""
 

@@ -22,6 +22,7 @@ from runners.lanes import Lanes
 from runners.metrics import EngineMetrics
 from runners.register import Register
 from runners.residency import Residency
+from runners.spans import end_job, step_span
 from runners.stream import Stream
 from runners.ticket import Outcome, Pace, Ticket
 
@@ -235,6 +236,7 @@ class Engine:
         self._metrics.stepped(lane.stage, elapsed_s, len(tickets))
         self._lanes.stepped(lane, tickets, elapsed_s)
         for ticket, its_events in zip(tickets, events, strict=True):
+            step_span(ticket.span, lane.stage, len(tickets), elapsed_s)
             self._advance(ticket, started, its_events)
 
     def _split(self, lane: Lane, tickets: list[Ticket], failure: Failed) -> None:
@@ -282,6 +284,7 @@ class Engine:
         ticket.ended = True
         self._register.admitted(ticket, runs=False)
         self._metrics.ended(outcome)
+        end_job(ticket.span, outcome)
         if ticket in self._waiting:
             self._waiting.remove(ticket)
         if ticket.lane is not None:

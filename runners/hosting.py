@@ -20,6 +20,7 @@ from models.catalog import CatalogError, Entry, Modality, models_served
 from runners.metrics import watch_gpu_memory
 from runners.placement import Placement, PlacementError, place, use_own_cards
 from settings import Settings, SettingsError, settings
+from tracing import start_tracing, stop_tracing
 from untimed import UntimedService
 
 log = logging.getLogger("triptych.runner")
@@ -118,11 +119,13 @@ class Runner:
         if self._backend is not None:
             self._backend.drain(settings().drain_s)
             self._backend.close()
+        stop_tracing()
 
     def _load(self) -> None:
         from models.loading import LoadError  # late, with torch: the service's description needs neither
 
         try:
+            start_tracing()
             options = settings()
             entries = models_served(options.profile, self.modality)
             if not entries:

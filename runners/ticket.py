@@ -9,6 +9,7 @@ from typing import Any
 
 from jobs import Done, Job, Result
 from models.protocol import Lane
+from runners.spans import job_span
 from runners.stream import Stream
 
 _numbers = itertools.count()
@@ -38,6 +39,7 @@ class Ticket:
         "number",
         "queued",
         "row",
+        "span",
         "stream",
         "turn",
     )
@@ -47,6 +49,7 @@ class Ticket:
         self.model_name = model_name
         self.model: Any = None  # the model itself, while the job has borrowed it
         self.stream = stream
+        self.span = job_span(job)
         self.number = next(_numbers)
         self.turn = 0.0  # its place in the queue: see `runners.fair`
         self.arrived = time.monotonic()

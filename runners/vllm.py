@@ -15,6 +15,7 @@ from runners.failures import CLOSING, INTERNAL
 from runners.hosting import crash
 from runners.metrics import EngineMetrics
 from runners.placement import Placement
+from runners.spans import end_job, job_span
 from runners.stream import Stream
 from runners.ticket import Outcome
 from settings import Settings
@@ -105,6 +106,7 @@ class VllmBackend:
     async def _pump(self, job: TextJob, stream: Stream) -> None:
         outcome = Outcome.FAILED
         last: Done | Failed = INTERNAL
+        span = job_span(job)
         try:
             async for event in self._model.events(job):
                 if isinstance(event, Done):
@@ -120,6 +122,7 @@ class VllmBackend:
         except Exception:
             log.exception("vLLM failed on a job")
         self._metrics.ended(outcome)
+        end_job(span, outcome)
         stream.put(last)
         if not self._model.ready and not self._closing:
             crash()
