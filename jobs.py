@@ -151,7 +151,7 @@ class TextJob:
 
 @dataclass(frozen=True, slots=True, kw_only=True, config=_WIRE)
 class ImageJob:
-    """One picture. `width`, `height` in pixels, None for the model's own; `guidance_scale` 1 means none.
+    """One picture. `width`, `height` in pixels; they and `guidance_scale` None for the model's own.
 
     It begins from `init_image`, an encoded picture, if there is one: `strength` of the way back to noise.
     With a `mask_image` only its white part is drawn anew.
@@ -171,7 +171,7 @@ class ImageJob:
     width: int | None = None
     height: int | None = None
     num_inference_steps: int
-    guidance_scale: float
+    guidance_scale: float | None = None
     scheduler: Scheduler
     timestep_spacing: TimestepSpacing | None = None
     init_image: bytes | None = None

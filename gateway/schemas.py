@@ -120,8 +120,12 @@ class ImageRequest(Strict, IODescriptor):
     width: Side = Field(None, description="Pixels; left out, the model's own.", examples=[128])
     height: Side = Field(None, description="Pixels; left out, the model's own.", examples=[128])
     num_inference_steps: Whole = Field(20, ge=1, le=100, description="Denoising steps.", examples=[20])
-    guidance_scale: float = Field(
-        4.0, ge=1, le=30, description="How closely to follow the prompt; 1 is without guidance."
+    guidance_scale: float | None = Field(
+        None,
+        ge=1,
+        le=30,
+        description="How closely to follow the prompt; 1 is without guidance, left out, the model's own.",
+        examples=[4.0],
     )
     scheduler: Scheduler = Field("ddim", description="The sampler that takes the steps.")
     timestep_spacing: TimestepSpacing | None = Field(

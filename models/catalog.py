@@ -73,6 +73,8 @@ class Entry(BaseModel):
     """Put an invisible mark into pictures, which says that they were made here."""
     metadata: bool = True
     """Write the parameters that a picture was made with into its metadata."""
+    guidance_scale: Annotated[float, Field(ge=1, le=30)] = 7.5
+    """Of pictures whose request names none; 1 for distilled checkpoints, which take none (image families)."""
     max_rows: Annotated[int, Field(ge=1, le=256)] = 16
     """The most requests in flight on it at once."""
     lora_memory_mib: Annotated[int, Field(ge=1)] = 1024

@@ -97,6 +97,7 @@ def spec_of(name: str, entry: Entry, device: str) -> ModelSpec:
         safety_checker=entry.safety_checker,
         watermark=entry.watermark,
         metadata=entry.metadata,
+        guidance_scale=entry.guidance_scale,
         config=find_folder(entry.config, entry) if entry.config is not None else None,
         language=entry.language,
         loudness_lufs=entry.loudness_lufs,

@@ -110,5 +110,7 @@ class ModelSpec:
     """ISO 639-1: of voices whose names do not tell it (speech)."""
     loudness_lufs: float | None = None
     """What speech is levelled to; None leaves it as the model makes it."""
+    guidance_scale: float = 7.5
+    """Of pictures whose request names none."""
     loras: Path | None = None
     """The only folder LoRA files are taken from."""

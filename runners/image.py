@@ -41,6 +41,5 @@ class ImageRunner(Runner):
             seed=0,
             prompt="a red circle",
             num_inference_steps=2,
-            guidance_scale=4.0,
             scheduler="ddim",
         )

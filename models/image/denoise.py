@@ -72,7 +72,7 @@ def build_batch(
     embeddings = [row.cond for row in rows] + [rows[i].uncond for i in guided]
     embeddings += [rows[0].cond] * (len(gather) - len(embeddings))
     encoded = [embedding for embedding in embeddings if embedding is not None]
-    scales = torch.tensor([row.job.guidance_scale for row in rows], dtype=torch.float32)
+    scales = torch.tensor([row.guidance_scale for row in rows], dtype=torch.float32)
     timestep_cond = None
     if guidance_width is not None:
         timestep_cond = guidance_embedding(scales, guidance_width)[gather].to(device)

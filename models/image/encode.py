@@ -51,7 +51,9 @@ def encode_image(
     return file.getvalue()
 
 
-def parameters_of(job: ImageJob, model: str, width: int, height: int) -> dict[str, Any]:
+def parameters_of(
+    job: ImageJob, model: str, width: int, height: int, guidance_scale: float
+) -> dict[str, Any]:
     """What a picture says of itself: all that it takes to make it again, of pictures given their SHA-256."""
     given = {"init_image": job.init_image, "mask_image": job.mask_image}
     chosen = {"timestep_spacing": job.timestep_spacing, "strength": job.strength}
@@ -65,7 +67,7 @@ def parameters_of(job: ImageJob, model: str, width: int, height: int) -> dict[st
         "width": width,
         "height": height,
         "num_inference_steps": job.num_inference_steps,
-        "guidance_scale": job.guidance_scale,
+        "guidance_scale": guidance_scale,
         "scheduler": job.scheduler,
         "seed": job.seed,
         "loras": [{"name": lora.name, "weight": lora.weight} for lora in job.loras],

@@ -28,6 +28,7 @@ class Row:
     job: ImageJob
     width: int
     height: int
+    guidance_scale: float
     table: Table
     prompt: Chunks
     negative_prompt: Chunks | None

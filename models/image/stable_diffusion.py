@@ -61,14 +61,16 @@ class StableDiffusion:
         if len(job.loras) > MOST_LORAS_A_ROW:
             message = f"loras must name at most {MOST_LORAS_A_ROW} LoRAs."
             raise JobError(ErrorKind.INVALID, message, param="loras")
+        scale = self._spec.guidance_scale if job.guidance_scale is None else job.guidance_scale
         # A guidance-distilled UNet is told its guidance.
-        guided = job.guidance_scale > 1.0 and parts.guidance_width is None
+        guided = scale > 1.0 and parts.guidance_width is None
         prompt, negative_prompt = self._prompts.chunks(job, guided=guided)
         shape = (parts.latent_channels, size[1] // parts.vae.factor, size[0] // parts.vae.factor)
         return Row(
             job=job,
             width=size[0],
             height=size[1],
+            guidance_scale=scale,
             table=table,
             prompt=prompt,
             negative_prompt=negative_prompt,
@@ -201,12 +203,12 @@ class StableDiffusion:
         job = row.job
         if row.pixels is None:
             raise JobError(ErrorKind.INTERNAL, "The picture is not decoded yet.")
-        parameters = parameters_of(job, self.name, row.width, row.height) if self._spec.metadata else None
+        told = parameters_of(job, self.name, row.width, row.height, row.guidance_scale)
         pixels = mark(row.pixels) if self._spec.watermark and not row.flagged else row.pixels
         return ImageResult(
             model=self.name,
             seed=job.seed,
-            data=encode_image(pixels, job.response_format, parameters),
+            data=encode_image(pixels, job.response_format, told if self._spec.metadata else None),
             media_type=MEDIA_TYPES[job.response_format],
             pixel_steps=row.width * row.height * (len(row.table) - row.table.begin),
             flagged=row.flagged,

@@ -14,7 +14,11 @@ from models.image.encode import MEDIA_TYPES, encode_image, parameters_of, read_p
 from tests.unit.drawing import image_job
 
 PARAMETERS: dict[str, Any] = parameters_of(
-    image_job(prompt='a "red" círculo 円 🙂', loras=(LoraChoice(name="warm", weight=0.5),)), "tiny", 64, 48
+    image_job(prompt='a "red" círculo 円 🙂', loras=(LoraChoice(name="warm", weight=0.5),)),
+    "tiny",
+    64,
+    48,
+    4.0,
 )
 
 

@@ -245,7 +245,7 @@ def test_defaults() -> None:
     text = TextRequest.model_validate({"prompt": "x"})
     assert (text.max_tokens, text.temperature, text.top_p, text.top_k, text.stop) == (128, 0.7, 1.0, 0, None)
     image = ImageRequest.model_validate({"prompt": "x"})
-    assert (image.width, image.num_inference_steps, image.guidance_scale) == (None, 20, 4.0)
+    assert (image.width, image.num_inference_steps, image.guidance_scale) == (None, 20, None)
     assert (image.scheduler, image.response_format, image.loras) == ("ddim", "png", [])
     speech = SpeechRequest.model_validate({"text": "x"})
     assert (speech.temperature, speech.response_format, speech.voice) == (0.6, "wav", None)

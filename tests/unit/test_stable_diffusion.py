@@ -110,6 +110,16 @@ def test_the_whole_picture_is_the_pipelines_within_2(
     assert apart(ours, by_diffusers(pipelines[prediction_type], job, monkeypatch)) <= 2
 
 
+@pytest.mark.parametrize("own", [1.0, 3.0])
+def test_guidance_left_out_is_the_models_own(
+    model: StableDiffusion, folders: dict[str, Path], own: float
+) -> None:
+    other = load(ModelSpec(name="tiny", folder=folders["epsilon"], guidance_scale=own))
+    (left_out,) = draw(other, image_job(num_inference_steps=2, guidance_scale=None))
+    (named,) = draw(model, image_job(num_inference_steps=2, guidance_scale=own))
+    assert apart(left_out, named) <= 2
+
+
 @pytest.mark.parametrize(("width", "height"), [(120, 72), (64, 256), (136, 128)])
 def test_any_multiple_of_8_is_drawn_as_the_pipeline_draws_it(
     model: StableDiffusion,
