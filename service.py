@@ -44,6 +44,7 @@ class Triptych(Gateway):
     speech_runner: Any = bentoml.depends(SpeechRunner, url=given.speech_runner_url)
     options = GatewayOptions(
         timeout_s=given.timeout_s,
+        stall_s=given.stall_s,
         max_body_bytes=given.max_body_bytes,
         max_media_body_bytes=given.max_media_body_bytes,
         store_url=given.store,

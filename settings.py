@@ -63,6 +63,8 @@ class Settings(BaseSettings):
     """How many jobs may wait in each runner; one more is refused at once. A gateway sends it 80 at most."""
     timeout_s: Annotated[float, Field(gt=0, le=86_400)] = 300
     """Seconds a request may take from arrival to its last byte."""
+    stall_s: Annotated[float, Field(gt=0, le=86_400)] = 120
+    """Seconds in which a request at work must get on, or it is ended."""
     max_body_bytes: Annotated[int, Field(ge=1024)] = 1 << 20
     """The largest request body where only words go in."""
     max_media_body_bytes: Annotated[int, Field(ge=1024)] = 12 << 20

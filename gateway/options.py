@@ -29,6 +29,8 @@ class GatewayOptions:
 
     timeout_s: float = 300.0
     """A job's whole time, from its arrival at the runner to its last event."""
+    stall_s: float = 120.0
+    """The most between two events of a job at work; what waits in a queue is silent for longer."""
     grace_s: float = 0.5
     """How much later the gateway ends a job itself, when its runner has not."""
     max_body_bytes: int = 1 << 20

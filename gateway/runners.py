@@ -16,7 +16,7 @@ from gateway.books import Books
 from gateway.options import GatewayOptions
 from gateway.tickets import current_ticket
 from gateway.watch import BROKEN, Watch
-from jobs import Done, ErrorKind, Event, Failed, Job, JobError, TextJob, decode_event, encode_job
+from jobs import Done, ErrorKind, Event, Failed, Job, JobError, Queued, TextJob, decode_event, encode_job
 
 logger = logging.getLogger("triptych.gateway")
 
@@ -171,16 +171,22 @@ class RunnerClient:
         async with aclosing(self._api.run(job=encode_job(job))) as chunks:
             lines = frame_lines(chunks)
             async with aclosing(lines):
+                quiet_until_s = deadline_s
                 try:
                     async with asyncio.timeout_at(deadline_s):
                         line = await self._first(lines)
                     while line is not None:
-                        yield decode_event(line)
-                        async with asyncio.timeout_at(deadline_s):
+                        event = decode_event(line)
+                        yield event
+                        at_work = not isinstance(event, Queued)
+                        quiet_until_s = _now_s() + self._options.stall_s if at_work else deadline_s
+                        async with asyncio.timeout_at(min(deadline_s, quiet_until_s)):
                             line = await anext(lines, None)
                 except BROKEN as error:
                     if isinstance(error, TimeoutError) and _now_s() >= deadline_s:
                         raise self._late(job) from None
+                    if isinstance(error, TimeoutError) and _now_s() >= quiet_until_s:
+                        raise self._stalled() from None
                     logger.warning("the %s runner's stream broke: %s", self.name, type(error).__name__)
                     raise self._restarting() from None
                 except BentoMLException as error:
@@ -238,6 +244,10 @@ class RunnerClient:
 
     def _lost(self) -> JobError:
         return JobError(ErrorKind.INTERNAL, f"The {self.name} runner broke off.", code="runner_broke_off")
+
+    def _stalled(self) -> JobError:
+        message = f"The request did not get on for {self._options.stall_s:g} seconds."
+        return JobError(ErrorKind.TIMEOUT, message, code="stalled")
 
     def _late(self, job: Job) -> JobError:
         message = f"The request did not end within {job.timeout_s:g} seconds."

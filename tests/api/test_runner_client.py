@@ -13,12 +13,13 @@ from bentoml.exceptions import BentoMLException, ServiceUnavailable
 
 from gateway.options import GatewayOptions
 from gateway.runners import RunnerClient, frame_lines
-from jobs import Done, ErrorKind, Event, JobError, Queued, TextJob, TextResult, encode_event
+from jobs import Done, ErrorKind, Event, JobError, Queued, TextDelta, TextJob, TextResult, encode_event
 from tests.api.caller import until
 
-OPTIONS = GatewayOptions(silence_s=0.5, health_timeout_s=0.2, max_in_flight=2, grace_s=0.1)
+OPTIONS = GatewayOptions(silence_s=0.5, stall_s=0.3, health_timeout_s=0.2, max_in_flight=2, grace_s=0.1)
 RESULT = TextResult(model="m", seed=1, text="ä", finish_reason="stop", prompt_tokens=1, completion_tokens=1)
 QUEUED = encode_event(Queued(position=1))
+DELTA = encode_event(TextDelta(text="ä"))
 DONE = encode_event(Done(result=RESULT, queue_ms=1, total_ms=2))
 
 
@@ -201,6 +202,18 @@ async def test_the_deadline_is_kept_here_too() -> None:
         assert (error.kind, error.code) == (ErrorKind.TIMEOUT, "deadline_exceeded")
         await until(lambda runner=runner: runner.cancels == ["j1"])
         await gateway.close()
+
+
+async def test_work_that_does_not_get_on_is_ended_and_what_waits_is_not() -> None:
+    gateway, runner = client(DELTA, 60.0)
+    async with asyncio.timeout(2.0):
+        error = await failure(gateway)
+    assert (error.kind, error.code) == (ErrorKind.TIMEOUT, "stalled")
+    await until(lambda: runner.cancels == ["j1"])
+    await gateway.close()
+    gateway, _ = client(QUEUED, 2 * OPTIONS.stall_s, DELTA, DONE)
+    assert len(await events(gateway)) == 3
+    await gateway.close()
 
 
 async def test_an_early_end_cancels_until_the_runner_knows_the_job() -> None:
