@@ -67,7 +67,7 @@ async def answer_image(jobs: Sequence[ImageJob], runner: RunnerClient, ticket: T
     last = max(ends, key=lambda done: done.total_ms)
     headers |= timing_headers(last)
     results = [result_of(done, ImageResult) for done in ends]
-    headers |= _verdict(results)
+    headers |= verdict(results)
     if len(results) == 1:
         return Response(results[0].data, headers=headers, media_type=results[0].media_type)
     answer = ImagesAnswer(
@@ -84,7 +84,7 @@ def _one(result: ImageResult) -> OneImage:
     return OneImage(b64_json=_base64(result.data), seed=result.seed, flagged=result.flagged)
 
 
-def _verdict(results: Sequence[ImageResult]) -> dict[str, str]:
+def verdict(results: Sequence[ImageResult]) -> dict[str, str]:
     """Nothing where no safety checker looked; `flagged` when it withheld any of the pictures."""
     verdicts = [result.flagged for result in results if result.flagged is not None]
     return {"X-Safety-Checker": "flagged" if any(verdicts) else "passed"} if verdicts else {}

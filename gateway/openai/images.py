@@ -18,7 +18,7 @@ from gateway.answers import result_of
 from gateway.doors import Call, Door, Wire, like, native
 from gateway.errors import error_body
 from gateway.explain import invalid
-from gateway.image import image_jobs
+from gateway.image import image_jobs, verdict
 from gateway.openai.wire import JsonAnswer
 from gateway.schemas import ImageRequest, LoraSpec, MaybeWhole, Seed
 from gateway.several import all_done, merged
@@ -121,10 +121,15 @@ async def generate(request: GenerateRequest, call: Call) -> Response:
         content = _stream(rejoin(await peek(events), events), request)
         return ClosingStream(content, EVENT_STREAM, headers)
     results = [result_of(done, ImageResult) for done in await all_done(jobs, runner)]
-    pictures = [Image(b64_json=_base64(result.data)) for result in results]
+    pictures = [Image.model_validate({"b64_json": _base64(each.data), **_flagged(each)}) for each in results]
     form = request.output_format or "png"
     answer = ImagesResponse(created=int(time.time()), data=pictures, output_format=form)
-    return JsonAnswer(answer, headers)
+    return JsonAnswer(answer, headers | verdict(results))
+
+
+def _flagged(result: ImageResult) -> dict[str, bool]:
+    """A field of ours, which OpenAI's has no words for; nothing where no safety checker looked."""
+    return {} if result.flagged is None else {"flagged": result.flagged}
 
 
 async def _stream(
@@ -139,7 +144,8 @@ async def _stream(
                     place = shown[index] = shown.get(index, 0) + 1
                     yield _event("partial_image", event.data, request, partial_image_index=place - 1)
                 elif isinstance(event, Done):
-                    yield _event("completed", result_of(event, ImageResult).data, request)
+                    result = result_of(event, ImageResult)
+                    yield _event("completed", result.data, request, **_flagged(result))
     except JobError as error:
         yield sse(error_body(error), "error")
 

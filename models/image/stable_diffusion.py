@@ -180,11 +180,11 @@ class StableDiffusion:
             told.append(Preview(data=data, media_type=PREVIEW_MEDIA_TYPE))
         return told
 
-    @staticmethod
-    def _wants_preview(row: Row) -> bool:
+    def _wants_preview(self, row: Row) -> bool:
+        """None where a safety checker looks: what it may withhold at the end must not be shown on the way."""
         step, total = row.index + 1 - row.table.begin, len(row.table) - row.table.begin
         every = max(1, round(total / PREVIEWS_A_PICTURE))
-        return row.job.stream and step % every == 0 and step < total
+        return self._parts.safety is None and row.job.stream and step % every == 0 and step < total
 
     def _vae(self, rows: Sequence[Row]) -> Sequence[Sequence[Event]]:
         parts = self._parts

@@ -210,6 +210,18 @@ async def test_an_image_stream_shows_as_many_previews_as_asked_for(ai: AsyncOpen
         assert base64.b64decode(events[-1].b64_json) == PICTURE
 
 
+@pytest.mark.parametrize(("verdict", "told"), [("flagged", True), ("passed", False)])
+async def test_a_safety_checkers_verdict_comes_with_the_picture(
+    ai: AsyncOpenAI, verdict: str, told: bool
+) -> None:
+    raw = await ai.images.with_raw_response.generate(model="gpt-image-1", prompt=f"{verdict} x")
+    assert raw.headers["X-Safety-Checker"] == verdict
+    (picture,) = raw.parse().data or ()
+    assert picture.model_extra == {"flagged": told}
+    stream = await ai.images.generate(model="gpt-image-1", prompt=f"{verdict} x", stream=True)
+    assert [event.model_extra async for event in stream] == [{"flagged": told}]
+
+
 async def test_speech(ai: AsyncOpenAI, runners: Runners) -> None:
     answer = await ai.audio.speech.create(
         model="tts-1", voice="alloy", input="four", response_format="wav", extra_body={"seed": 5}

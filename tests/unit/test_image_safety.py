@@ -14,7 +14,7 @@ from diffusers.pipelines.stable_diffusion.safety_checker import StableDiffusionS
 from PIL import Image
 from transformers import CLIPConfig, CLIPImageProcessorPil
 
-from jobs import ImageFormat, ImageResult
+from jobs import Event, ImageFormat, ImageResult, Preview
 from models.catalog import Entry
 from models.image.encode import encode_image, read_parameters
 from models.image.stable_diffusion import StableDiffusion, load
@@ -83,6 +83,16 @@ def test_a_picture_that_does_not_is_black_and_says_so(checked: Path, tmp_path: P
     (off,) = results(load(ModelSpec(name="tiny", folder=strict, safety_checker=False)), 1)
     assert off.flagged is None
     assert pixels_of(off.data).max() > 0
+
+
+def test_what_may_be_withheld_has_no_previews(plain: Path, checked: Path) -> None:
+    for folder, wanted in ((plain, True), (checked, False)):
+        model = load(ModelSpec(name="tiny", folder=folder))
+        (row,) = admit(model, [image_job(stream=True)])
+        told: list[Event] = []
+        while (lane := model.lane(row)) is not None:
+            told += model.step(lane, [row])[0]
+        assert any(isinstance(event, Preview) for event in told) is wanted
 
 
 @pytest.mark.parametrize("image_format", ["png", "jpeg", "webp"])
