@@ -8,6 +8,12 @@ from typing import Any
 import pytest
 import torch
 from diffusers.pipelines.stable_diffusion_xl.pipeline_stable_diffusion_xl import StableDiffusionXLPipeline
+from diffusers.pipelines.stable_diffusion_xl.pipeline_stable_diffusion_xl_img2img import (
+    StableDiffusionXLImg2ImgPipeline,
+)
+from diffusers.pipelines.stable_diffusion_xl.pipeline_stable_diffusion_xl_inpaint import (
+    StableDiffusionXLInpaintPipeline,
+)
 from safetensors.torch import save_file
 
 from jobs import LoraChoice, Scheduler
@@ -15,8 +21,11 @@ from models.image.stable_diffusion import StableDiffusion
 from models.image.stable_diffusion_xl import load
 from models.protocol import ModelSpec
 from tests.unit.drawing import apart, draw, image_job
-from tests.unit.test_stable_diffusion import LONG_PROMPT, by_diffusers
-from tests.unit.tiny_checkpoint import write_checkpoint
+from tests.unit.single_file import write_single_file
+from tests.unit.test_image_source import MASK, job_from_picture, mask, picture
+from tests.unit.test_image_source import by_diffusers as from_picture_by_diffusers
+from tests.unit.test_stable_diffusion import LONG_PROMPT, by_diffusers, with_our_noise
+from tests.unit.tiny_checkpoint import SIDE, write_checkpoint
 from tests.unit.tiny_xl import write_xl
 
 pytestmark = pytest.mark.filterwarnings("ignore:__array__:DeprecationWarning")  # diffusers' own, numpy 2
@@ -78,8 +87,8 @@ def test_a_picture_is_the_same_alone_and_in_mixed_company(model: StableDiffusion
         image_job(num_inference_steps=3, seed=7, width=64),
     ]
     together = draw(model, *jobs)
-    for job, picture in zip(jobs, together, strict=True):
-        assert apart(picture, draw(model, job)[0]) <= 2
+    for job, drawn in zip(jobs, together, strict=True):
+        assert apart(drawn, draw(model, job)[0]) <= 2
 
 
 @pytest.mark.parametrize(
@@ -113,6 +122,30 @@ def test_a_lora_reaches_each_part_by_the_names_it_has_in_files(
         for chosen in ((), (LoraChoice(name=name),))
     )
     assert apart(plain, styled) > 2
+
+
+def test_one_file_with_the_original_names_is_the_same_checkpoint(
+    checkpoint: Path, model: StableDiffusion, tmp_path: Path
+) -> None:
+    file = write_single_file(checkpoint, tmp_path / "tiny-xl.safetensors", layers_per_block=2)
+    single = load(ModelSpec(name="tiny-xl", folder=file, config=checkpoint))
+    job = image_job(num_inference_steps=2, negative_prompt="blue")
+    assert apart(draw(single, job)[0], draw(model, job)[0]) <= 1
+
+
+@pytest.mark.parametrize("masked", [False, True])
+def test_from_a_picture_it_is_the_pipelines_within_2(
+    model: StableDiffusion, checkpoint: Path, masked: bool, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    job = job_from_picture(scheduler="euler", mask_image=MASK if masked else None)
+    given: dict[str, Any] = {"image": picture()}
+    if masked:
+        given |= {"mask_image": mask(), "height": SIDE, "width": SIDE}
+    else:
+        with_our_noise(job, monkeypatch, begin=3)
+    kind = StableDiffusionXLInpaintPipeline if masked else StableDiffusionXLImg2ImgPipeline
+    theirs = from_picture_by_diffusers(kind, checkpoint, job, 0.6, **given)
+    assert apart(draw(model, job)[0], theirs) <= 2
 
 
 def test_another_kind_of_checkpoint_is_refused(tmp_path: Path) -> None:
