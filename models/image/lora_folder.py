@@ -28,6 +28,7 @@ class LoraFolder:
         self._reader = reader
         self._lock = threading.Lock()
         self._read: OrderedDict[Hashable, Adapter] = OrderedDict()
+        self._gates: dict[Hashable, threading.Lock] = {}
 
     def names(self) -> list[str]:
         return sorted(self._listing())
@@ -60,10 +61,16 @@ class LoraFolder:
         # A replaced file is another adapter: pictures under way keep the one they began with.
         key = (name, status.st_ino, status.st_mtime_ns, status.st_size)
         with self._lock:
-            found = self._read.get(key)
-            if found is None:
-                found = self._read[key] = self._reader.read(name, entry.path, key)
-            self._read.move_to_end(key)
-            while len(self._read) > 1 and sum(kept.nbytes for kept in self._read.values()) > REMEMBERED_BYTES:
-                self._read.popitem(last=False)
+            gate = self._gates.setdefault(key, threading.Lock())
+        with gate:  # of this file alone: who wants another one does not wait for a large file's reading
+            found = self._read.get(key) or self._reader.read(name, entry.path, key)
+            with self._lock:
+                self._gates.pop(key, None)
+                self._read[key] = found
+                self._read.move_to_end(key)
+                while len(self._read) > 1 and self._nbytes() > REMEMBERED_BYTES:
+                    self._read.popitem(last=False)
         return found
+
+    def _nbytes(self) -> int:
+        return sum(kept.nbytes for kept in self._read.values())

@@ -216,8 +216,7 @@ async def test_a_safety_checkers_verdict_comes_with_the_picture(
 ) -> None:
     raw = await ai.images.with_raw_response.generate(model="gpt-image-1", prompt=f"{verdict} x")
     assert raw.headers["X-Safety-Checker"] == verdict
-    (picture,) = raw.parse().data or ()
-    assert picture.model_extra == {"flagged": told}
+    assert [picture.model_extra for picture in raw.parse().data or []] == [{"flagged": told}]
     stream = await ai.images.generate(model="gpt-image-1", prompt=f"{verdict} x", stream=True)
     assert [event.model_extra async for event in stream] == [{"flagged": told}]
 

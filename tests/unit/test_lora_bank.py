@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import asyncio
 import json
 import os
 import shutil
+import threading
 from copy import deepcopy
 from pathlib import Path
 from typing import Any
@@ -15,13 +17,17 @@ import torch
 from diffusers.pipelines.stable_diffusion.pipeline_stable_diffusion import StableDiffusionPipeline
 from peft import LoraConfig
 from peft.utils.save_and_load import get_peft_model_state_dict
+from prometheus_client import CollectorRegistry
 from safetensors.torch import load_file, save_file
 
-from jobs import ErrorKind, ImageJob, JobError, LoraChoice
-from models.image import lora
+from jobs import Done, ErrorKind, ImageJob, ImageResult, JobError, LoraChoice
+from models.image import lora, lora_files
 from models.image.stable_diffusion import StableDiffusion, load
 from models.protocol import ModelSpec
-from tests.unit.drawing import admit, apart, draw, image_job, run
+from runners.engine import Engine
+from runners.metrics import EngineMetrics
+from tests.unit.drawing import admit, apart, draw, image_job, pixels_of, run
+from tests.unit.test_engine import last_of
 from tests.unit.tiny_checkpoint import write_checkpoint
 
 ATTENTION = ["to_q", "to_k", "to_v", "to_out.0"]
@@ -334,3 +340,33 @@ def test_a_forward_without_loras_adds_to_no_layer(model: StableDiffusion) -> Non
     before = draw(model, image_job())[0]
     draw(model, image_job(loras=choices(filtering=1.0)))
     assert apart(draw(model, image_job())[0], before) == 0
+
+
+async def test_a_lora_is_read_beside_the_steps_of_others(
+    model: StableDiffusion, folder: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A file that takes long to read holds up neither who has no LoRA nor who wants another one."""
+    (warm,) = draw(model, image_job(num_inference_steps=2, loras=choices(kohya=1.0)))
+    may_read = threading.Event()
+    read = lora_files.safe_open
+
+    def slow(path: Any, *args: Any, **options: Any) -> Any:
+        assert may_read.wait(60)
+        return read(path, *args, **options)
+
+    shutil.copy(folder / "plain.safetensors", folder / "slow.safetensors")
+    monkeypatch.setattr(lora_files, "safe_open", slow)
+    engine = Engine({model.name: model}, EngineMetrics("image", CollectorRegistry()))
+    engine.start()
+    try:
+        slowly = engine.submit(image_job(id="slow", num_inference_steps=2, loras=choices(slow=1.0)))
+        for id, loras in (("without", ()), ("another", choices(kohya=1.0))):
+            done = await last_of(engine.submit(image_job(id=id, num_inference_steps=2, loras=loras)))
+            assert isinstance(done, Done), done
+        assert isinstance(done.result, ImageResult)
+        assert apart(pixels_of(done.result.data), warm) <= 2
+        may_read.set()
+        assert isinstance(await last_of(slowly), Done)
+    finally:
+        may_read.set()
+        await asyncio.to_thread(engine.close)
