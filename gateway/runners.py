@@ -6,7 +6,7 @@ import asyncio
 import logging
 from collections.abc import AsyncGenerator, AsyncIterator, Coroutine
 from contextlib import aclosing
-from dataclasses import replace
+from dataclasses import dataclass, replace
 from typing import Any, Protocol
 
 from bentoml.exceptions import BentoMLException
@@ -20,6 +20,9 @@ from jobs import Done, ErrorKind, Event, Failed, Job, JobError, Queued, TextJob,
 
 logger = logging.getLogger("triptych.gateway")
 
+FULL_S = 1.0
+"""A queue that was full is taken for full until a job of ours has ended, or for so long. The refusals of a
+crowd would cost the runner's process as much as its work: on two cores a fifth of it was lost (measured)."""
 VOICES_S = 5.0
 """How long a runner may take to list its voices."""
 _CANCEL_RETRIES_S = (0.0, 0.2, 1.0)
@@ -52,6 +55,14 @@ async def frame_lines(chunks: AsyncIterator[str]) -> AsyncGenerator[str, None]:
             parts.append(rest)
 
 
+@dataclass(frozen=True, slots=True)
+class _Full:
+    until_s: float
+    in_flight: int
+    """Of this gateway, besides the job that was refused."""
+    failed: Failed
+
+
 class RunnerClient:
     """One runner's jobs. `name` is its modality. Used on one event loop; `close` it there."""
 
@@ -64,6 +75,7 @@ class RunnerClient:
         self._api = api
         self._options = options
         self.in_flight = 0
+        self._full: dict[str, _Full] = {}
         self._last_state: dict[str, str] = {}
         self._watched: Watch | None = None
         self._background: set[asyncio.Task[None]] = set()
@@ -89,6 +101,7 @@ class RunnerClient:
                 yield event
 
     async def _run(self, job: Job) -> AsyncGenerator[Event, None]:
+        self._refuse_as_before(job.account)
         await self._admit()
         self.in_flight += 1
         ended = False
@@ -98,6 +111,7 @@ class RunnerClient:
                 async for event in events:
                     ended = isinstance(event, Done | Failed)
                     if isinstance(event, Failed):
+                        self._remember(event, job.account)
                         raise event.as_error()
                     yield event
                     if ended:
@@ -150,6 +164,18 @@ class RunnerClient:
         if self._watched is None:  # made late: the service is built outside the loop that it runs in
             self._watched = Watch(self.name, self._api.watch, self._options.silence_s)
         return self._watched
+
+    def _remember(self, failed: Failed, account: str) -> None:
+        if failed.error is ErrorKind.OVERLOADED and failed.code == "queue_full":
+            now_s = _now_s()
+            self._full = {who: each for who, each in self._full.items() if each.until_s > now_s}
+            self._full[account] = _Full(now_s + FULL_S, self.in_flight - 1, failed)
+
+    def _refuse_as_before(self, account: str) -> None:
+        """Raises `JobError` where the queue was full for this account, and nothing has ended since."""
+        full = self._full.get(account)
+        if full is not None and _now_s() < full.until_s and self.in_flight >= full.in_flight:
+            raise full.failed.as_error()
 
     async def _admit(self) -> None:
         if self.in_flight >= self._options.max_in_flight:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import contextlib
 from collections.abc import AsyncGenerator, AsyncIterator
+from dataclasses import replace
 from typing import Any
 
 import aiohttp
@@ -13,7 +14,18 @@ from bentoml.exceptions import BentoMLException, ServiceUnavailable
 
 from gateway.options import GatewayOptions
 from gateway.runners import RunnerClient, frame_lines
-from jobs import Done, ErrorKind, Event, JobError, Queued, TextDelta, TextJob, TextResult, encode_event
+from jobs import (
+    Done,
+    ErrorKind,
+    Event,
+    Failed,
+    JobError,
+    Queued,
+    TextDelta,
+    TextJob,
+    TextResult,
+    encode_event,
+)
 from tests.api.caller import until
 
 OPTIONS = GatewayOptions(silence_s=0.5, stall_s=0.3, health_timeout_s=0.2, max_in_flight=2, grace_s=0.1)
@@ -37,8 +49,10 @@ class ScriptedRunner:
         self.dead = asyncio.Event()
         self.knows_after = 0
         self.cancels: list[str] = []
+        self.runs = 0
 
     async def run(self, job: str) -> AsyncGenerator[str, None]:
+        self.runs += 1
         for step in self.steps:
             if isinstance(step, str):
                 yield step
@@ -223,6 +237,26 @@ async def test_an_early_end_cancels_until_the_runner_knows_the_job() -> None:
     await anext(stream)
     await stream.aclose()
     await until(lambda: len(runner.cancels) == 3)
+    await gateway.close()
+
+
+async def test_a_full_queue_is_not_asked_again_at_once() -> None:
+    full = Failed(error=ErrorKind.OVERLOADED, message="full", code="queue_full", retry_after_s=7)
+    gateway, runner = client(encode_event(full))
+    for _ in range(3):
+        error = await failure(gateway)
+        assert (error.kind, error.code, error.retry_after_s) == (ErrorKind.OVERLOADED, "queue_full", 7)
+    assert runner.runs == 1
+    with pytest.raises(JobError):
+        [_ async for _ in gateway.run(replace(job(), account="another"))]
+    assert runner.runs == 2, "another account may still have room"
+    runner.steps = (DONE,)
+    async with asyncio.timeout(5):
+        while True:
+            with contextlib.suppress(JobError):
+                await events(gateway)
+                break
+            await asyncio.sleep(0.01)
     await gateway.close()
 
 
