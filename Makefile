@@ -82,8 +82,8 @@ score-embedded: dev  ## Score the embedded models on held-out cases and write th
 	$(BIN)/python -m models.training.score_image
 	$(BIN)/python -m models.training.score_speech
 
-bench-image: .venv/.bench  ## Compare picture serving with three peers (SHORT=1: in three minutes)
-	$(BIN)/python -m load_tests.image $(if $(SHORT),--loads 0.3$(,)2 --requests 12 --alone 3)
+bench-image: .venv/.bench  ## Compare picture serving with three peers (SHORT=1: in three minutes; FULL_SIZE=1: SD 1.5)
+	$(BIN)/python -m load_tests.image $(if $(SHORT),--loads 0.3$(,)2 --requests 12 --alone 3) $(if $(FULL_SIZE),--full-size)
 
 bench-speech: .venv/.bench  ## Compare speech serving with Hugging Face's Bark (SHORT=1: in three minutes)
 	$(BIN)/python -m load_tests.speech $(if $(SHORT),--loads 0.6 --requests 16 --rounds 3)

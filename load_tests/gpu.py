@@ -11,14 +11,11 @@ from __future__ import annotations
 import argparse
 import time
 from collections.abc import Sequence
-from typing import Any
 
 import torch
-from diffusers.models.autoencoders.autoencoder_kl import AutoencoderKL
-from diffusers.models.unets.unet_2d_condition import UNet2DConditionModel
-from transformers import CLIPTextConfig, CLIPTextModel, CLIPTokenizer
 
 from jobs import ImageJob
+from load_tests.full_size import SCHEDULE, sd15_modules
 from load_tests.report import Record, write_results
 from models.image.parts import Parts
 from models.image.row import Row
@@ -34,54 +31,27 @@ DECODE_TFLOP = 2.51
 LIMIT_TFLOPS = 790.0
 """Measured on one H200, bf16 products of matrices."""
 COLUMNS = ("batch", "guided_steps_per_s", "images_per_s", "tflops", "share_of_limit", "memory_gib")
-SCHEDULE = {
-    "beta_start": 0.00085,
-    "beta_end": 0.012,
-    "beta_schedule": "scaled_linear",
-    "clip_sample": False,
-    "set_alpha_to_one": False,
-    "steps_offset": 1,
-}
 
 
 def random_sd15(device: str, most_rows: int) -> StableDiffusion:
     """Stable Diffusion 1.5 by its published configuration, bf16, its UNet compiled."""
-    dtype, where = torch.bfloat16, torch.device(device)
-    text = CLIPTextConfig(
-        hidden_size=768, intermediate_size=3072, num_hidden_layers=12, num_attention_heads=12
-    )
-    unet_kind, vae_kind, text_kind = _any(UNet2DConditionModel), _any(AutoencoderKL), _any(CLIPTextModel)
-    with torch.device(where):
-        unet = unet_kind(sample_size=64, cross_attention_dim=768, attention_head_dim=8)
-        vae = vae_kind(
-            block_out_channels=(128, 256, 512, 512),
-            down_block_types=("DownEncoderBlock2D",) * 4,
-            up_block_types=("UpDecoderBlock2D",) * 4,
-            layers_per_block=2,
-            sample_size=512,
-        )
-        encoder = text_kind(text)
-    for module in (unet, vae, encoder):
-        module.to(dtype).eval().requires_grad_(False)
-    for module in (unet, vae):
+    where = torch.device(device)
+    made = sd15_modules(device, torch.bfloat16)
+    for module in (made.unet, made.vae):
         module.to(memory_format=torch.channels_last)
-    # Random weights understand no words: any tokenizer will do.
-    tokenizer = CLIPTokenizer.from_pretrained(EMBEDDED / "tiny-sd" / "tokenizer", local_files_only=True)
     parts = Parts(
-        text_encoders=(TextEncoder("text_encoder", encoder, PromptTokenizer(tokenizer, 77), "last"),),
-        unet=unet,
-        vae=Vae(vae, where),
+        text_encoders=(
+            TextEncoder("text_encoder", made.text_encoder, PromptTokenizer(made.tokenizer, 77), "last"),
+        ),
+        unet=made.unet,
+        vae=Vae(made.vae, where),
         scheduler_config=dict(SCHEDULE),
         device=where,
-        dtype=dtype,
-        compiled_unet=torch.compile(unet, dynamic=False),
+        dtype=torch.bfloat16,
+        compiled_unet=torch.compile(made.unet, dynamic=False),
     )
     spec = ModelSpec(name="sd15", folder=EMBEDDED, device=device, dtype="bfloat16", max_rows=2 * most_rows)
     return StableDiffusion(spec, parts)
-
-
-def _any(kind: Any) -> Any:
-    return kind
 
 
 def measure(model: StableDiffusion, batches: Sequence[int], steps: int) -> list[Record]:

@@ -2,6 +2,7 @@
 
     make bench-image               # every load, about 15 minutes on two cores
     make bench-image SHORT=1       # one light and one heavy load, about 3 minutes
+    make bench-image FULL_SIZE=1   # Stable Diffusion 1.5 of random weights at 256x256, 8 requests at once
 
 A mixed request has 10 to 50 steps, guidance or none, one of four LoRAs or none, one of three samplers, and a
 seed of its own. `capacity` is what ours draws a second with every client served; loads are parts of it.
@@ -23,6 +24,7 @@ from typing import Any
 import httpx
 import yaml
 
+from load_tests.full_size import write_sd15
 from load_tests.load import Request, Sample, offer, offer_in_turn, poisson
 from load_tests.report import RESULTS, Record, percentiles_ms, plot_lines, summary, write_results
 from load_tests.servers import Server, baseline, ours
@@ -77,9 +79,11 @@ def mixed_orders(count: int, seed: int) -> list[dict[str, Any]]:
     ]
 
 
-def contenders(stack: ExitStack, folder: Path, only: Sequence[str]) -> list[Contender]:
-    """All of them started, ready and warm."""
-    model, loras = EMBEDDED / "tiny-sd", EMBEDDED / "loras"
+def contenders(
+    stack: ExitStack, folder: Path, only: Sequence[str], warm: Sequence[dict[str, Any]], model: Path
+) -> list[Contender]:
+    """All of them started, ready, and warm by the requests `warm`."""
+    loras = EMBEDDED / "loras" if model.parent == EMBEDDED else folder
     entry = {
         "family": "image.stable_diffusion",
         "source": f"folder:{model}",
@@ -105,7 +109,6 @@ def contenders(stack: ExitStack, folder: Path, only: Sequence[str]) -> list[Cont
         started.append(Contender(server, in_a_list=name == "bentoml"))
     for contender in started:
         contender.server.wait_ready()
-        warm = [order | {"num_inference_steps": 2} for order in mixed_orders(2 * CLIENTS, seed=0)]
         answers = offer_in_turn(contender.server.url, list(map(contender.request, warm)), clients=CLIENTS)
         log = contender.server.log.read_text(encoding="utf-8")
         assert all(answer.good for answer in answers), f"{contender.server.name} fails:\n{log}"
@@ -166,6 +169,9 @@ def arguments() -> argparse.Namespace:
     parser.add_argument("--servers", default="triptych,fastapi,litserve,bentoml")
     parser.add_argument("--capacity", type=float, help="pictures a second, where it is known already")
     parser.add_argument(
+        "--full-size", action="store_true", help="Stable Diffusion 1.5, 8 requests at once, and nothing else"
+    )
+    parser.add_argument(
         "--add", action="store_true", help="keep the other loads of the results that are there"
     )
     return parser.parse_args()
@@ -173,10 +179,14 @@ def arguments() -> argparse.Namespace:
 
 def main() -> None:
     args = arguments()
+    if args.full_size:
+        full_size(args.servers.split(","))
+        return
     records: list[Record] = []
     with ExitStack() as stack:
         folder = Path(stack.enter_context(tempfile.TemporaryDirectory()))
-        all_of = contenders(stack, folder, args.servers.split(","))
+        warm = [order | {"num_inference_steps": 2} for order in mixed_orders(2 * CLIENTS, seed=0)]
+        all_of = contenders(stack, folder, args.servers.split(","), warm, EMBEDDED / "tiny-sd")
         capacity = args.capacity or capacity_of(all_of[0], args.requests)
         if args.alone:
             records += one_client(all_of, args.alone)
@@ -189,6 +199,22 @@ def main() -> None:
                 run = partial(offer, each.server.url, requests, due)
                 records.append(measured(each, f"{load} x capacity", run, **facts))
     report(records, capacity, add=args.add)
+
+
+def full_size(servers: Sequence[str]) -> None:
+    """Each server alone, for the memory that its 4 GB of weights take."""
+    same = {"num_inference_steps": 4, "loras": [], "width": 256, "height": 256}
+    orders = [order | same for order in mixed_orders(8, seed=6)]
+    records: list[Record] = []
+    with tempfile.TemporaryDirectory() as folder:
+        model = write_sd15(Path(folder) / "sd15")
+        for name in servers:
+            with ExitStack() as stack:
+                warm = [orders[0] | {"num_inference_steps": 1}]
+                (each,) = contenders(stack, Path(folder), [name], warm, model)
+                run = partial(offer_in_turn, each.server.url, list(map(each.request, orders)), clients=8)
+                records.append(measured(each, "8 at once", run))
+    write_results("image_full_size", records, tuple(name for name in COLUMNS if name != "offered_per_s"))
 
 
 def report(records: list[Record], capacity: float, *, add: bool) -> None:

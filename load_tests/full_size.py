@@ -1,0 +1,81 @@
+"""Stable Diffusion 1.5 by its published configuration, with random weights: its speed, memory and arithmetic
+do not depend on them, and nothing is downloaded."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+from diffusers.models.autoencoders.autoencoder_kl import AutoencoderKL
+from diffusers.models.unets.unet_2d_condition import UNet2DConditionModel
+from diffusers.pipelines.stable_diffusion.pipeline_stable_diffusion import StableDiffusionPipeline
+from diffusers.schedulers.scheduling_ddim import DDIMScheduler
+from transformers import CLIPTextConfig, CLIPTextModel, CLIPTokenizer
+
+from models.sources import EMBEDDED
+
+SCHEDULE = {
+    "beta_start": 0.00085,
+    "beta_end": 0.012,
+    "beta_schedule": "scaled_linear",
+    "clip_sample": False,
+    "set_alpha_to_one": False,
+    "steps_offset": 1,
+}
+
+
+@dataclass(frozen=True, slots=True)
+class Modules:
+    """What diffusers' types say of them is not what they take and give."""
+
+    unet: Any
+    vae: Any
+    text_encoder: Any
+    tokenizer: CLIPTokenizer
+
+
+def sd15_modules(device: str = "cpu", dtype: torch.dtype = torch.float32, seed: int = 0) -> Modules:
+    """The parts of Stable Diffusion 1.5, ready to infer. They know no words, so any tokenizer will do."""
+    torch.manual_seed(seed)
+    unet_kind, vae_kind, text_kind = _any(UNet2DConditionModel), _any(AutoencoderKL), _any(CLIPTextModel)
+    text = CLIPTextConfig(
+        hidden_size=768, intermediate_size=3072, num_hidden_layers=12, num_attention_heads=12
+    )
+    with torch.device(device):
+        unet = unet_kind(sample_size=64, cross_attention_dim=768, attention_head_dim=8)
+        vae = vae_kind(
+            block_out_channels=(128, 256, 512, 512),
+            down_block_types=("DownEncoderBlock2D",) * 4,
+            up_block_types=("UpDecoderBlock2D",) * 4,
+            layers_per_block=2,
+            sample_size=512,
+        )
+        encoder = text_kind(text)
+    for module in (unet, vae, encoder):
+        (module if module.dtype == dtype else module.to(dtype)).eval().requires_grad_(False)
+    tokenizer = CLIPTokenizer.from_pretrained(EMBEDDED / "tiny-sd" / "tokenizer", local_files_only=True)
+    return Modules(unet, vae, encoder, tokenizer)
+
+
+def write_sd15(folder: Path, dtype: torch.dtype = torch.float32) -> Path:
+    """Writes it into `folder` in the hub's layout: 4 GB in float32."""
+    made = sd15_modules(dtype=dtype)
+    build: Any = StableDiffusionPipeline
+    pipeline = build(
+        vae=made.vae,
+        text_encoder=made.text_encoder,
+        tokenizer=made.tokenizer,
+        unet=made.unet,
+        scheduler=DDIMScheduler.from_config(SCHEDULE),
+        safety_checker=None,
+        feature_extractor=None,
+        requires_safety_checker=False,
+    )
+    pipeline.save_pretrained(folder, safe_serialization=True)
+    return folder
+
+
+def _any(kind: Any) -> Any:
+    return kind
