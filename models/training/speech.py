@@ -21,27 +21,29 @@ from transformers import BarkModel
 
 from models.training.common import prepare
 from models.training.speech_assemble import assemble
-from models.training.speech_attention import align_positions, fused_attention
+from models.training.speech_attention import align_positions, alike, fused_attention
 from models.training.speech_codec import CodecLoss, DecoderLoss, without_mkldnn_lstm
-from models.training.speech_data import Corpus, EspeakMissingError, build_corpus
+from models.training.speech_data import Corpus, build_corpus
+from models.training.speech_espeak import EspeakMissingError
 from models.training.speech_loop import Plan, StepLoss, train
-from models.training.speech_model import build_config, build_tokenizer
+from models.training.speech_model import SEMANTIC_VOCAB, build_config, build_tokenizer
 from models.training.speech_stages import CoarseLoss, FineLoss, SemanticLoss, TokenCorpus
+from models.training.speech_start import start_from
 from models.training.speech_tokens import codec_tokens, semantic_tokens
 
 STAGES = ("corpus", "codec", "tokens", "decoder", "semantic", "coarse", "fine", "assemble")
 UTTERANCES = 8_000
-CODED_UTTERANCES = 5_000
+CODED_UTTERANCES = 4_000
 """Of these, the first that the coarse and the fine stage see: two hours of sound, and encoding takes time."""
 
 CODEC_PLAIN_STEPS = 450
 """Of the codec's steps, those as a plain autoencoder."""
 
 PLANS = {
-    "codec": Plan(steps=3_100, rate=1.5e-3, betas=(0.8, 0.99), weight_decay=1e-4),
-    "decoder": Plan(steps=1_800, rate=1e-3, betas=(0.8, 0.99), weight_decay=1e-4, average=0.99),
-    "semantic": Plan(steps=2_000, rate=1.5e-3, average=0.995),
-    "coarse": Plan(steps=1_300, rate=1.5e-3, average=0.995),
+    "codec": Plan(steps=1_500, rate=1.5e-3, betas=(0.8, 0.99), weight_decay=1e-4, bf16=False),
+    "decoder": Plan(steps=7_000, rate=1e-3, betas=(0.8, 0.99), weight_decay=1e-4, average=0.995, bf16=False),
+    "semantic": Plan(steps=3_400, rate=2e-3, average=0.995),
+    "coarse": Plan(steps=2_400, rate=2e-3, average=0.995),
     "fine": Plan(steps=300, rate=1.5e-3, average=0.99),
 }
 """Batches are 6 crops of 0.5 s, 6 crops of 0.6 s, 32 sentences, 16 windows and 16 windows."""
@@ -50,8 +52,9 @@ PLANS = {
 class Recipe:
     """The stages, each of which loads what it needs of the earlier ones."""
 
-    def __init__(self, out: Path, seed: int, device: torch.device, scale: float) -> None:
+    def __init__(self, out: Path, seed: int, device: torch.device, scale: float, start: Path | None) -> None:
         self.out, self.seed, self.device, self.scale = out, seed, device, scale
+        self.start = start
         self.tokenizer = build_tokenizer()
 
     @cached_property
@@ -59,6 +62,15 @@ class Recipe:
         """The whole model with new weights; each stage fills in its own part."""
         torch.manual_seed(self.seed)
         model = BarkModel(build_config(len(self.tokenizer)))
+        for layer in (
+            model.semantic.input_embeds_layer,
+            model.semantic.lm_head,
+            model.coarse_acoustics.input_embeds_layer,
+        ):
+            alike(layer.weight[:SEMANTIC_VOCAB])
+        align_positions(model.coarse_acoustics)
+        if self.start is not None:
+            start_from(self.start, model)
         torch.nn.Module.to(model, self.device)
         return model
 
@@ -69,7 +81,7 @@ class Recipe:
 
     def semantic_only(self) -> TokenCorpus:
         """The corpus with its semantic tokens alone: the semantic stage needs no codec."""
-        semantic = semantic_tokens(self.corpus, self.out, self.seed)
+        semantic = [semantic_tokens(said) for said in self.corpus.utterances]
         return TokenCorpus(self.corpus.utterances, semantic, [], self.tokenizer)
 
     @cached_property
@@ -91,8 +103,10 @@ class Recipe:
         (self.out / f"{name}.json").write_text(json.dumps(asdict(spent)))
 
     def codec(self) -> None:
-        """Train or load the codec."""
+        """Train or load the codec; the one of a model to start from is kept, and so are its tokens."""
         codec = self.model.codec_model
+        if self.start is not None:
+            return
         handles = without_mkldnn_lstm(codec)
         plain = max(1, round(CODEC_PLAIN_STEPS * self.scale))
         self.train_stage("codec", codec, CodecLoss(codec, self.corpus, plain, self.seed))
@@ -115,7 +129,6 @@ class Recipe:
     def coarse(self) -> None:
         """Train or load the coarse stage."""
         model = self.model.coarse_acoustics
-        align_positions(model)
         self.train_stage("coarse", model, CoarseLoss(model, self.tokens, batch=16))
 
     def fine(self) -> None:
@@ -157,12 +170,15 @@ def main() -> None:
     parser.add_argument("--device", default="auto", help="auto, cpu or cuda")
     parser.add_argument("--out", type=Path, default=Path("var/train/speech"), help="checkpoints and logs")
     parser.add_argument(
+        "--start", type=Path, default=None, help="go on from the model in this folder, as far as it fits"
+    )
+    parser.add_argument(
         "--folder", type=Path, default=Path("models/embedded/tiny-bark"), help="the model's folder"
     )
     args = parser.parse_args()
     device = prepare(args)
     try:
-        Recipe(args.out, args.seed, device, args.scale).run(args.stage, args.folder)
+        Recipe(args.out, args.seed, device, args.scale, args.start).run(args.stage, args.folder)
     except EspeakMissingError as error:
         Console(stderr=True).print(str(error))
         sys.exit(1)

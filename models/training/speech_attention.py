@@ -1,18 +1,21 @@
-"""Attention in training: a faster kernel, and a start for the coarse stage that knows what is when."""
+"""Attention in training: a faster kernel; and starts that know what is when, and what is alike."""
 
 from __future__ import annotations
 
 import math
 from collections.abc import Generator
 from contextlib import contextmanager
+from typing import cast
 
 import torch
 from torch import Tensor, nn
 from torch.nn import functional
 from transformers.models.bark import BarkCoarseModel
-from transformers.models.bark.modeling_bark import BarkSelfAttention
+from transformers.models.bark.modeling_bark import BarkCausalModel, BarkSelfAttention
 
+from models.training.speech_data import VOICES
 from models.training.speech_model import COARSE_CODEBOOKS, COARSE_SEMANTIC
+from models.training.speech_phonemes import PHONEMES, STATES
 
 
 def _fused(
@@ -20,7 +23,9 @@ def _fused(
 ) -> tuple[Tensor, Tensor | None]:
     if attention_mask is not None:
         raise ValueError("training batches are padded on the right of a causal model: they need no mask")
-    return functional.scaled_dot_product_attention(query, key, value, is_causal=True), None
+    # In fp32 even under autocast: the CPU's kernel is half as fast in bf16.
+    wide = (part.float() for part in (query, key, value))
+    return functional.scaled_dot_product_attention(*wide, is_causal=True).to(value.dtype), None
 
 
 @contextmanager
@@ -39,6 +44,17 @@ def fused_attention(model: nn.Module) -> Generator[None]:
     finally:
         for layer in layers:
             del layer.__dict__["_attn"]
+
+
+@contextmanager
+def headless(model: BarkCausalModel) -> Generator[nn.Linear]:
+    """Let the model return what its head reads, inside the block: most positions need no head at all."""
+    head = cast("nn.Linear", model.lm_head)
+    model.lm_head = nn.Identity()
+    try:
+        yield head
+    finally:
+        model.lm_head = head
 
 
 @torch.no_grad()
@@ -82,3 +98,14 @@ def align_positions(model: BarkCoarseModel) -> None:
         weight[key + cosines, cosines] = 1.0
         weight[query + ask, ask] = 1.0
         weight[key + ask, answer] = 1.0
+
+
+@torch.no_grad()
+def alike(rows: Tensor) -> None:
+    """Start the semantic tokens' rows [SEMANTIC_VOCAB, hidden] as sums of a voice, a phoneme and a third.
+
+    So that what is learned of one voice's phoneme is learned of the others' at first.
+    """
+    parts = rows.unflatten(0, (len(VOICES), len(PHONEMES), STATES)).clone()
+    voice, phoneme, state = parts[:, :1, :1], parts[:1, :, :1], parts[:1, :1, :]
+    rows.copy_(((voice + phoneme + 0.5 * state + 0.3 * parts) / 1.5).flatten(0, 2))

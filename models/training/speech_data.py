@@ -4,8 +4,6 @@ from __future__ import annotations
 
 import json
 import random
-import shutil
-import subprocess
 from dataclasses import asdict, dataclass
 from pathlib import Path
 
@@ -14,6 +12,7 @@ from numpy.typing import NDArray
 from rich.progress import track
 from scipy.signal import resample_poly
 
+from models.training.speech_espeak import say
 from models.training.speech_text import draw_sentence, spoken_form
 
 SAMPLE_RATE = 16_000
@@ -23,7 +22,6 @@ SEMANTIC_HOP = 640
 MAX_SEMANTIC = 140
 """Longest utterance in semantic tokens (5.6 s)."""
 
-_ESPEAK_RATE = 22_050
 _WORDS_PER_MINUTE = 150
 _MARGIN = 800  # samples of silence left at either end: 50 ms, so that words are not clipped by the cut
 _SILENCE = 0.006  # of full scale; espeak's own breath noise lies below
@@ -47,21 +45,12 @@ class Voice:
 # Variants that pocketsphinx hears well: espeak's plain male voice is understood for 0.6 of the digits only.
 VOICES: dict[str, Voice] = {
     "ada": Voice("en-us+f5", 50, high=True),
-    "vera": Voice("en-us+f2", 70, high=True),
+    "vera": Voice("en-us+f2", 55, high=True),
     "otto": Voice("en-us+m2", 40, high=False),
     "hugo": Voice("en-us+f5", 0, high=False),
 }
 DEFAULT_VOICE = "ada"
 """The voice that is heard when no preset is given."""
-
-
-class EspeakMissingError(RuntimeError):
-    """The synthesizer that makes the training data is not installed."""
-
-    def __init__(self) -> None:
-        super().__init__(
-            "espeak-ng is not installed: install your system's package `espeak-ng` and run this again"
-        )
 
 
 def synthesize(text: str, voice: str) -> NDArray[np.float32]:
@@ -72,26 +61,33 @@ def synthesize(text: str, voice: str) -> NDArray[np.float32]:
         multiple of `SEMANTIC_HOP`; shape [samples], within -1 and 1.
 
     Raises:
-        EspeakMissingError: there is no `espeak-ng` on the path.
+        EspeakMissingError: there is no espeak-ng on this machine.
     """
-    program = shutil.which("espeak-ng")
-    if program is None:
-        raise EspeakMissingError
-    said = VOICES[voice]
-    command = [program, "-v", said.variant, "-p", str(said.pitch), "-s", str(_WORDS_PER_MINUTE), "--stdout"]
-    done = subprocess.run([*command, spoken_form(text)], stdout=subprocess.PIPE, check=True)
-    # A 44-byte RIFF header, whose length fields espeak leaves unset on a pipe, then 16-bit samples.
-    pcm = np.frombuffer(done.stdout[44:], dtype="<i2").astype(np.float32) / 32768
-    return trim(resample_poly(pcm, SAMPLE_RATE // 50, _ESPEAK_RATE // 50).astype(np.float32))
+    return synthesize_timed(text, voice)[0]
+
+
+def synthesize_timed(text: str, voice: str) -> tuple[NDArray[np.float32], list[tuple[int, str]]]:
+    """The same, and the first sample and the name of each phoneme in it, pauses included."""
+    chosen = VOICES[voice]
+    said = say(spoken_form(text), chosen.variant, pitch=chosen.pitch, words_per_minute=_WORDS_PER_MINUTE)
+    wave = said.wave.astype(np.float32) / 32768
+    wave = resample_poly(wave, SAMPLE_RATE // 50, said.rate // 50).astype(np.float32)
+    start = loud_part(wave).start
+    return trim(wave), [(at * SAMPLE_RATE // said.rate - start, name) for at, name in said.phonemes]
+
+
+def loud_part(wave: NDArray[np.float32]) -> slice:
+    """Where a wave is more than silence, with a margin at both ends; empty if nowhere."""
+    loud = np.flatnonzero(np.abs(wave) > _SILENCE)
+    return slice(max(0, int(loud[0]) - _MARGIN), int(loud[-1]) + _MARGIN) if loud.size else slice(0, 0)
 
 
 def trim(wave: NDArray[np.float32]) -> NDArray[np.float32]:
     """Cut the silence at both ends to a margin and pad the end to a multiple of `SEMANTIC_HOP`."""
-    loud = np.flatnonzero(np.abs(wave) > _SILENCE)
-    if loud.size == 0:
+    cut = wave[loud_part(wave)]
+    if not cut.size:
         return np.zeros(SEMANTIC_HOP, dtype=np.float32)
-    wave = wave[max(0, loud[0] - _MARGIN) : loud[-1] + _MARGIN]
-    return np.pad(wave, (0, -len(wave) % SEMANTIC_HOP)).astype(np.float32)
+    return np.pad(cut, (0, -len(cut) % SEMANTIC_HOP)).astype(np.float32)
 
 
 @dataclass(frozen=True)
@@ -103,12 +99,14 @@ class Utterance:
         voice: A name in `VOICES`.
         start: First sample in the corpus' sound.
         samples: Length; a multiple of `SEMANTIC_HOP`.
+        phonemes: First sample, from the utterance's start, and espeak-ng's name of each phoneme.
     """
 
     text: str
     voice: str
     start: int
     samples: int
+    phonemes: list[tuple[int, str]]
 
 
 @dataclass(frozen=True)
@@ -155,10 +153,10 @@ def build_corpus(folder: Path, count: int, seed: int) -> Corpus:
         waves: list[NDArray[np.int16]] = []
         start = 0
         for text, voice in track(draw_lines(count, seed), description="corpus"):
-            wave = synthesize(text, voice)
+            wave, phonemes = synthesize_timed(text, voice)
             if len(wave) > MAX_SEMANTIC * SEMANTIC_HOP:
                 continue
-            utterances.append(Utterance(text, voice, start, len(wave)))
+            utterances.append(Utterance(text, voice, start, len(wave), phonemes))
             waves.append((wave * 32767).astype(np.int16))
             start += len(wave)
         np.save(sound_path, np.concatenate(waves))

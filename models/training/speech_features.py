@@ -30,24 +30,3 @@ def magnitudes(wave: Tensor, n_fft: int, hop: int) -> Tensor:
     spectrum = torch.stft(wave, n_fft, hop, window=window, center=True, return_complex=True)
     # The bare magnitude has no gradient at zero, and digital silence is full of zeros.
     return torch.sqrt(spectrum.real**2 + spectrum.imag**2 + 1e-9)
-
-
-def mfcc(wave: Tensor, sample_rate: int, *, coefficients: int = 13) -> Tensor:
-    """Mel-frequency cepstral coefficients, 50 frames a second at 16 kHz, frame i centred on its 20 ms.
-
-    Args:
-        wave: Sound of shape [samples], a multiple of 320 samples.
-        sample_rate: In Hz.
-        coefficients: How many, the energy-like first one included.
-
-    Returns:
-        Shape [samples / 320, coefficients].
-    """
-    n_fft, hop, bands = 512, 320, 40
-    # Shifted by half a hop, so that frame i is centred on the middle of samples [320 i, 320 (i + 1)).
-    shifted = torch.nn.functional.pad(wave[None, hop // 2 :], (0, hop // 2))
-    spectrum = magnitudes(shifted, n_fft, hop)[0, :, : wave.shape[0] // hop]
-    logs = torch.log(mel_filters(n_fft, bands, sample_rate).T @ spectrum**2 + 1e-4)
-    index = torch.arange(bands)
-    basis = torch.cos(math.pi / bands * (index[None, :] + 0.5) * torch.arange(coefficients)[:, None])
-    return (basis @ logs).T * math.sqrt(2 / bands)

@@ -31,6 +31,7 @@ class Plan:
         betas: AdamW's.
         weight_decay: AdamW's.
         average: Decay of the moving average that is kept at the end; 0 keeps the last weights instead.
+        bf16: Whether matrix products are done in bfloat16.
     """
 
     steps: int
@@ -38,6 +39,7 @@ class Plan:
     betas: tuple[float, float] = (0.9, 0.98)
     weight_decay: float = 0.01
     average: float = 0.0
+    bf16: bool = True
 
 
 @dataclass(frozen=True)
@@ -72,13 +74,14 @@ def train(name: str, module: torch.nn.Module, step_loss: StepLoss, plan: Plan, o
         What it took in all, the time before a resume included.
     """
     checkpoint = out / f"{name}.pt"
+    device = next(module.parameters()).device
     optimizer = torch.optim.AdamW(
-        module.parameters(), lr=plan.rate, betas=plan.betas, weight_decay=plan.weight_decay
+        module.parameters(), lr=plan.rate, betas=plan.betas, weight_decay=plan.weight_decay, fused=True
     )
     average = Ema(module, plan.average) if plan.average else None
     step, before = 0, Spent()
     if checkpoint.exists():
-        state = load_state(checkpoint, next(module.parameters()).device)
+        state = load_state(checkpoint, device)
         module.load_state_dict(state["module"])
         optimizer.load_state_dict(state["optimizer"])
         if average is not None:
@@ -94,7 +97,8 @@ def train(name: str, module: torch.nn.Module, step_loss: StepLoss, plan: Plan, o
         while step < plan.steps:
             for group in optimizer.param_groups:
                 group["lr"] = learning_rate(step, plan)
-            loss = step_loss(step, np.random.default_rng([seed, step]))
+            with torch.autocast(device.type, torch.bfloat16, enabled=plan.bf16):
+                loss = step_loss(step, np.random.default_rng([seed, step]))
             optimizer.zero_grad()
             loss.backward()
             torch.nn.utils.clip_grad_norm_(module.parameters(), 1.0)

@@ -22,10 +22,11 @@ from transformers import (
     PreTrainedTokenizerFast,
 )
 
-from models.training.speech_data import MAX_SEMANTIC, SAMPLE_RATE
+from models.training.speech_data import MAX_SEMANTIC, SAMPLE_RATE, VOICES
+from models.training.speech_phonemes import BLOCK
 from models.training.speech_text import MAX_WORDS, PUNCTUATION, WORDS
 
-SEMANTIC_VOCAB = 128
+SEMANTIC_VOCAB = len(VOICES) * BLOCK
 SEMANTIC_EOS = SEMANTIC_VOCAB  # Bark pads with its end token, so both are this id
 TEXT_OFFSET = SEMANTIC_VOCAB + 1
 MAX_TEXT = 32
@@ -36,10 +37,10 @@ CODEBOOKS = 4
 COARSE_CODEBOOKS = 2
 COARSE_PAD = SEMANTIC_VOCAB + COARSE_CODEBOOKS * CODEBOOK_SIZE
 COARSE_INFER = COARSE_PAD + 1
-COARSE_SEMANTIC = 64
-"""Semantic tokens a coarse window sees: 40 of history, 15 that it turns into sound, 9 to look ahead."""
+COARSE_SEMANTIC = 40
+"""Semantic tokens a coarse window sees: 20 of history, 15 that it turns into sound, 5 to look ahead."""
 
-COARSE_HISTORY = 160  # coarse tokens: 1.6 s
+COARSE_HISTORY = 80  # coarse tokens: 0.8 s
 COARSE_WINDOW = 60
 FINE_WINDOW = 256
 FINE_HISTORY = 128

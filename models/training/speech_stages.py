@@ -13,6 +13,7 @@ from torch.nn import functional
 from transformers import PreTrainedTokenizerFast
 from transformers.models.bark import BarkCoarseModel, BarkFineModel, BarkSemanticModel
 
+from models.training.speech_attention import headless
 from models.training.speech_data import DEFAULT_VOICE, Utterance
 from models.training.speech_model import (
     COARSE_CODEBOOKS,
@@ -33,6 +34,7 @@ from models.training.speech_model import (
     TEXT_OFFSET,
     text_pad_id,
 )
+from models.training.speech_phonemes import BLOCK
 
 IGNORED = -100  # what cross-entropy leaves out
 _NO_PROMPT_RATE = 0.4  # of the default voice's utterances: what is heard when no preset is given
@@ -129,7 +131,8 @@ class SemanticLoss:
             history[: len(tail)] = tail
         said = corpus.semantic[index]
         # A little noise in what it reads: it has to go on well after a token of its own that was off.
-        read = corrupt(said, rng.uniform(0, 0.15), 0, SEMANTIC_VOCAB, rng)
+        own_voice = said[0] // BLOCK * BLOCK
+        read = corrupt(said, rng.uniform(0, 0.15), own_voice, BLOCK, rng)
         infer = text_pad_id(len(corpus.tokenizer)) + 1
         text = text_ids(corpus.utterances[index].text, corpus.tokenizer, rng)
         return text, history, np.append(infer, read), np.append(said, SEMANTIC_EOS)
@@ -144,8 +147,10 @@ class SemanticLoss:
         )
         embed = self.model.input_embeds_layer
         inputs = torch.cat([embed(text) + embed(history), embed(read)], dim=1)
-        logits = self.model(inputs_embeds=inputs, use_cache=False).logits[:, MAX_TEXT:]
-        return functional.cross_entropy(logits.flatten(0, 1), wanted.flatten(), ignore_index=IGNORED)
+        with headless(self.model) as head:
+            hidden = self.model(inputs_embeds=inputs, use_cache=False).logits[:, MAX_TEXT:]
+        chosen = wanted != IGNORED
+        return functional.cross_entropy(head(hidden[chosen]).float(), wanted[chosen])
 
 
 class CoarseLoss:
@@ -176,9 +181,7 @@ class CoarseLoss:
             # The last frame is dropped, as Bark does "for time alignment".
             past = self.flatten(corpus.codes[prompt][:, -PROMPT_FRAMES:])[:-2]
         target = self.flatten(corpus.codes[index])
-        # Windows 0 to 2 all begin at the start and differ only in how far they go: take the furthest.
-        last = -(-len(target) // COARSE_WINDOW) - 1
-        window = int(rng.integers(min(2, last), last + 1))
+        window = int(rng.integers(-(-len(target) // COARSE_WINDOW)))
         done = window * COARSE_WINDOW
         ratio = 2 * COARSE_CODEBOOKS  # coarse tokens to a semantic one: twice the frames, two codebooks
         position = len(semantic_history) + done // ratio
@@ -194,7 +197,7 @@ class CoarseLoss:
         wanted = np.full(len(inputs), IGNORED)
         new = target[done - own : done + COARSE_WINDOW]
         wanted[len(wanted) - len(new) :] = new
-        if window > 2:
+        if len(past) + done > len(heard):
             # A cut history's first tokens have next to nothing before them; generation never asks for them.
             wanted[: COARSE_SEMANTIC + 1 + 8] = IGNORED
         return inputs, wanted
@@ -215,17 +218,16 @@ class CoarseLoss:
         examples = [self.example(i, rng) for i in self.corpus.draw_alike(rng, self.batch)]
         inputs = _padded([e[0] for e in examples], COARSE_PAD).to(self.model.device)
         wanted = _padded([e[1] for e in examples], IGNORED).to(self.model.device)
-        logits = self.model(input_ids=inputs, use_cache=False).logits
-        chosen = wanted != IGNORED
-        return _codebook_loss(logits[chosen], wanted[chosen])
-
-
-def _codebook_loss(logits: Tensor, wanted: Tensor) -> Tensor:
-    # Bark masks the other codebook's ids when it generates, so no capacity goes into telling the books apart.
-    book = (wanted - SEMANTIC_VOCAB) // CODEBOOK_SIZE
-    split = logits[:, SEMANTIC_VOCAB:].unflatten(1, (COARSE_CODEBOOKS, CODEBOOK_SIZE))
-    own = split[torch.arange(len(book)), book]
-    return functional.cross_entropy(own, (wanted - SEMANTIC_VOCAB) % CODEBOOK_SIZE)
+        with headless(self.model) as head:
+            hidden = self.model(input_ids=inputs, use_cache=False).logits
+        # Bark masks the other codebook's ids when it generates: each position needs its own book's only.
+        losses: list[Tensor] = []
+        for book in range(COARSE_CODEBOOKS):
+            low = SEMANTIC_VOCAB + CODEBOOK_SIZE * book
+            chosen = (wanted >= low) & (wanted < low + CODEBOOK_SIZE)
+            logits = functional.linear(hidden[chosen], head.weight[low : low + CODEBOOK_SIZE])
+            losses.append(functional.cross_entropy(logits.float(), wanted[chosen] - low))
+        return torch.stack(losses).mean()
 
 
 class FineLoss:

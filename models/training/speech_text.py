@@ -205,13 +205,13 @@ def _from(templates: tuple[str, ...]) -> Callable[[random.Random], str]:
 
 
 KINDS: dict[str, tuple[float, Callable[[random.Random], str]]] = {
-    "digits": (0.26, draw_digits),
-    "numbers": (0.10, draw_numbers),
+    "digits": (0.20, draw_digits),
+    "numbers": (0.13, draw_numbers),
     "letters": (0.12, draw_letters),
     "pictures": (0.14, _from(PICTURES)),
-    "stories": (0.12, _from(STORIES)),
-    "greetings": (0.09, _from(GREETINGS)),
-    "words": (0.17, draw_words),
+    "stories": (0.14, _from(STORIES)),
+    "greetings": (0.11, _from(GREETINGS)),
+    "words": (0.16, draw_words),
 }
 """The kinds of sentence: share of the training data, and how one is drawn."""
 

@@ -1,72 +1,23 @@
-"""The two kinds of tokens that Bark's stages are trained on: semantic ones from MFCCs, and the codec's."""
+"""The two kinds of tokens that Bark's stages are trained on: semantic ones from phonemes, and the codec's."""
 
 from __future__ import annotations
 
-from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
 import torch
 from numpy.typing import NDArray
 from rich.progress import track
-from torch import Tensor
 from transformers import EncodecModel
 
-from models.training.speech_codec import kmeans
-from models.training.speech_data import SAMPLE_RATE, VOICES, Corpus
-from models.training.speech_features import mfcc
-from models.training.speech_model import SEMANTIC_VOCAB
-
-_KMEANS_UTTERANCES = 2000
+from models.training.speech_data import SEMANTIC_HOP, VOICES, Corpus, Utterance
+from models.training.speech_phonemes import phoneme_tokens
 
 
-def semantic_features(wave: NDArray[np.float32]) -> Tensor:
-    """MFCCs of two 20 ms frames side by side; wave [samples] -> [samples / 640, 26]."""
-    frames = mfcc(torch.from_numpy(wave), SAMPLE_RATE)
-    return frames.reshape(len(frames) // 2, -1)
-
-
-@dataclass(frozen=True)
-class SemanticTokenizer:
-    """The k-means centre that a stretch of sound is nearest to, its voice's mean and scale taken out.
-
-    Attributes:
-        scales: By voice, mean and standard deviation of the features, each [26].
-        centres: [SEMANTIC_VOCAB, 26].
-    """
-
-    scales: dict[str, tuple[Tensor, Tensor]]
-    centres: Tensor
-
-    @classmethod
-    def fit(cls, corpus: Corpus, seed: int) -> SemanticTokenizer:
-        """Fit to part of the corpus."""
-        scales: dict[str, tuple[Tensor, Tensor]] = {}
-        points: list[Tensor] = []
-        for voice, indices in corpus.by_voice().items():
-            share = indices[: _KMEANS_UTTERANCES // len(VOICES)]
-            features = torch.cat([semantic_features(corpus.wave(index)) for index in share])
-            scales[voice] = (features.mean(dim=0), features.std(dim=0))
-            points.append((features - scales[voice][0]) / scales[voice][1])
-        generator = torch.Generator().manual_seed(seed)
-        return cls(scales, kmeans(torch.cat(points), SEMANTIC_VOCAB, generator, rounds=40))
-
-    def __call__(self, wave: NDArray[np.float32], voice: str) -> NDArray[np.int64]:
-        """Tokens at 25 a second of a wave [samples] in a known voice; shape [samples / 640]."""
-        mean, scale = self.scales[voice]
-        features = (semantic_features(wave) - mean) / scale
-        return torch.cdist(features, self.centres).argmin(dim=1).numpy()
-
-
-def semantic_tokens(corpus: Corpus, out: Path, seed: int) -> list[NDArray[np.int64]]:
-    """Each utterance's semantic tokens; kept in `out` and read back if they are there."""
-    path = out / "semantic_tokens.npz"
-    if not path.exists():
-        tokenizer = SemanticTokenizer.fit(corpus, seed)
-        indices = track(range(len(corpus.utterances)), description="semantic tokens")
-        tokens = [tokenizer(corpus.wave(i), corpus.utterances[i].voice) for i in indices]
-        _save_ragged(path, tokens)
-    return _load_ragged(path)
+def semantic_tokens(utterance: Utterance) -> NDArray[np.int64]:
+    """An utterance's semantic tokens, 25 a second."""
+    voice = list(VOICES).index(utterance.voice)
+    return phoneme_tokens(utterance.phonemes, utterance.samples, SEMANTIC_HOP, voice)
 
 
 def codec_tokens(corpus: Corpus, count: int, codec: EncodecModel, out: Path) -> list[NDArray[np.int64]]:

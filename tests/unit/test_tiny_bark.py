@@ -134,7 +134,7 @@ def test_the_coarse_stage_is_trained_on_the_windows_that_generation_feeds_it(
     flat = made[0].numpy()
     codes = np.stack([(flat[book::2] - SEMANTIC_VOCAB) % CODEBOOK_SIZE for book in range(2)])
 
-    said = Utterance("one", "otto", 0, 60 * 640)
+    said = Utterance("one", "otto", 0, 60 * 640, [])
     corpus = TokenCorpus(
         utterances=[said, said],
         semantic=[semantic, history["semantic_prompt"].numpy()],
@@ -146,11 +146,9 @@ def test_the_coarse_stage_is_trained_on_the_windows_that_generation_feeds_it(
     drawn = [loss.example(0, np.random.default_rng(seed)) for seed in range(20)]
     windows = {tuple(inputs.tolist()) for inputs, _ in drawn}
     assert len(fed) == 4
-    assert windows == {
-        (*window, *flat[60 * i : 60 * i + 59].tolist()) for i, window in enumerate(fed) if i >= 2
-    }
+    assert windows == {(*window, *flat[60 * i : 60 * i + 59].tolist()) for i, window in enumerate(fed)}
     for inputs, wanted in drawn:
         # Each position predicts the token that is read at the next.
         chosen = np.flatnonzero(wanted[:-1] != IGNORED)
         assert np.array_equal(wanted[chosen], inputs[chosen + 1])
-        assert wanted[-1] == flat[179] or wanted[-1] == flat[239]
+        assert wanted[-1] in flat[59::60]
