@@ -25,7 +25,7 @@ from models.training.speech_attention import align_positions, alike, fused_atten
 from models.training.speech_codec import CodecLoss, DecoderLoss, without_mkldnn_lstm
 from models.training.speech_data import Corpus, build_corpus
 from models.training.speech_espeak import EspeakMissingError
-from models.training.speech_loop import Plan, StepLoss, train
+from models.training.speech_loop import Plan, StepLoss, processes, train
 from models.training.speech_model import SEMANTIC_VOCAB, build_config, build_tokenizer
 from models.training.speech_stages import CoarseLoss, FineLoss, SemanticLoss, TokenCorpus
 from models.training.speech_start import start_from
@@ -41,9 +41,9 @@ CODEC_PLAIN_STEPS = 450
 
 PLANS = {
     "codec": Plan(steps=1_500, rate=1.5e-3, betas=(0.8, 0.99), weight_decay=1e-4, bf16=False),
-    "decoder": Plan(steps=7_000, rate=1e-3, betas=(0.8, 0.99), weight_decay=1e-4, average=0.995, bf16=False),
-    "semantic": Plan(steps=3_400, rate=2e-3, average=0.995),
-    "coarse": Plan(steps=2_400, rate=2e-3, average=0.995),
+    "decoder": Plan(steps=6_500, rate=1e-3, betas=(0.8, 0.99), weight_decay=1e-4, average=0.995, bf16=False),
+    "semantic": Plan(steps=2_600, rate=2e-3, average=0.995),
+    "coarse": Plan(steps=1_800, rate=2e-3, average=0.995),
     "fine": Plan(steps=300, rate=1.5e-3, average=0.99),
 }
 """Batches are 6 crops of 0.5 s, 6 crops of 0.6 s, 32 sentences, 16 windows and 16 windows."""
@@ -100,7 +100,8 @@ class Recipe:
         steps = max(2, round(plan.steps * self.scale))
         with fused_attention(module):
             spent = train(name, module, loss, replace(plan, steps=steps), self.out, self.seed)
-        (self.out / f"{name}.json").write_text(json.dumps(asdict(spent)))
+        if spent.steps:  # of processes that train together, the first one has kept the books
+            (self.out / f"{name}.json").write_text(json.dumps(asdict(spent)))
 
     def codec(self) -> None:
         """Train or load the codec; the one of a model to start from is kept, and so are its tokens."""
@@ -124,12 +125,14 @@ class Recipe:
     def semantic(self) -> None:
         """Train or load the semantic stage."""
         model = self.model.semantic
-        self.train_stage("semantic", model, SemanticLoss(model, self.semantic_only(), batch=32))
+        self.train_stage(
+            "semantic", model, SemanticLoss(model, self.semantic_only(), batch=-(-32 // processes()[1]))
+        )
 
     def coarse(self) -> None:
         """Train or load the coarse stage."""
         model = self.model.coarse_acoustics
-        self.train_stage("coarse", model, CoarseLoss(model, self.tokens, batch=16))
+        self.train_stage("coarse", model, CoarseLoss(model, self.tokens, batch=-(-16 // processes()[1])))
 
     def fine(self) -> None:
         """Train or load the fine stage."""
@@ -170,7 +173,7 @@ def main() -> None:
     parser.add_argument("--device", default="auto", help="auto, cpu or cuda")
     parser.add_argument("--out", type=Path, default=Path("var/train/speech"), help="checkpoints and logs")
     parser.add_argument(
-        "--start", type=Path, default=None, help="go on from the model in this folder, as far as it fits"
+        "--earlier", type=Path, default=None, help="go on from the model in this folder, as far as it fits"
     )
     parser.add_argument(
         "--folder", type=Path, default=Path("models/embedded/tiny-bark"), help="the model's folder"
@@ -178,7 +181,7 @@ def main() -> None:
     args = parser.parse_args()
     device = prepare(args)
     try:
-        Recipe(args.out, args.seed, device, args.scale, args.start).run(args.stage, args.folder)
+        Recipe(args.out, args.seed, device, args.scale, args.earlier).run(args.stage, args.folder)
     except EspeakMissingError as error:
         Console(stderr=True).print(str(error))
         sys.exit(1)

@@ -5,7 +5,6 @@ from __future__ import annotations
 import math
 from collections.abc import Generator
 from contextlib import contextmanager
-from typing import cast
 
 import torch
 from torch import Tensor, nn
@@ -24,8 +23,8 @@ def _fused(
     if attention_mask is not None:
         raise ValueError("training batches are padded on the right of a causal model: they need no mask")
     # In fp32 even under autocast: the CPU's kernel is half as fast in bf16.
-    wide = (part.float() for part in (query, key, value))
-    return functional.scaled_dot_product_attention(*wide, is_causal=True).to(value.dtype), None
+    made = functional.scaled_dot_product_attention(query.float(), key.float(), value.float(), is_causal=True)
+    return made.to(value.dtype), None
 
 
 @contextmanager
@@ -49,12 +48,12 @@ def fused_attention(model: nn.Module) -> Generator[None]:
 @contextmanager
 def headless(model: BarkCausalModel) -> Generator[nn.Linear]:
     """Let the model return what its head reads, inside the block: most positions need no head at all."""
-    head = cast("nn.Linear", model.lm_head)
-    model.lm_head = nn.Identity()
+    head = model.lm_head
+    model.__dict__["lm_head"] = nn.Identity()  # in front of the registered one, which stays where it is
     try:
         yield head
     finally:
-        model.lm_head = head
+        del model.__dict__["lm_head"]
 
 
 @torch.no_grad()

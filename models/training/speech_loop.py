@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import time
 from collections.abc import Callable
 from dataclasses import asdict, dataclass
@@ -10,7 +11,7 @@ from pathlib import Path
 import numpy as np
 import torch
 from rich.progress import Progress
-from torch import Tensor
+from torch import Tensor, distributed
 
 from models.training.common import Ema, LossLog, load_state, save_state
 
@@ -65,14 +66,35 @@ def learning_rate(step: int, plan: Plan, *, warmup: int = 50) -> float:
     return plan.rate * (0.05 + 0.95 * 0.5 * (1 + float(np.cos(np.pi * done))))
 
 
+def processes() -> tuple[int, int]:
+    """This process's number and how many train together: more than one when started by `torchrun`."""
+    count = int(os.environ.get("WORLD_SIZE", "1"))
+    if count > 1 and not distributed.is_initialized():
+        distributed.init_process_group("gloo")
+    return int(os.environ.get("RANK", "0")), count
+
+
+def share_gradients(module: torch.nn.Module) -> None:
+    """Give every process the mean of all processes' gradients."""
+    grads = [weight.grad for weight in module.parameters() if weight.grad is not None]
+    flat = torch.cat([grad.flatten() for grad in grads])
+    distributed.all_reduce(flat)
+    means = (flat / distributed.get_world_size()).split([grad.numel() for grad in grads])
+    for grad, mean in zip(grads, means, strict=True):
+        grad.copy_(mean.view_as(grad))
+
+
 def train(name: str, module: torch.nn.Module, step_loss: StepLoss, plan: Plan, out: Path, seed: int) -> Spent:
     """Train `module` in place to the plan's end, from the last checkpoint of `name` in `out` if there is one.
 
     Each step draws from a generator of (seed, step): a resumed run sees what an unbroken one would have.
+    Processes that train together each draw a batch of their own; the first one keeps the books.
 
     Returns:
         What it took in all, the time before a resume included.
     """
+    rank, count = processes()
+    own = [rank] if rank else []
     checkpoint = out / f"{name}.pt"
     device = next(module.parameters()).device
     optimizer = torch.optim.AdamW(
@@ -89,18 +111,20 @@ def train(name: str, module: torch.nn.Module, step_loss: StepLoss, plan: Plan, o
         before = Spent(**state["spent"])
         step = before.steps
     log = LossLog(out, name, resume_from=step)
-    started = time.monotonic() - before.wall_s, time.process_time() - before.cpu_s
+    started = time.monotonic() - before.wall_s, time.process_time() - before.cpu_s / count
     spent = before
     module.train()
-    with Progress() as progress:
+    with Progress(disable=rank > 0) as progress:
         task = progress.add_task(name, total=plan.steps, completed=step)
         while step < plan.steps:
             for group in optimizer.param_groups:
                 group["lr"] = learning_rate(step, plan)
             with torch.autocast(device.type, torch.bfloat16, enabled=plan.bf16):
-                loss = step_loss(step, np.random.default_rng([seed, step]))
+                loss = step_loss(step, np.random.default_rng([seed, step, *own]))
             optimizer.zero_grad()
             loss.backward()
+            if count > 1:
+                share_gradients(module)
             torch.nn.utils.clip_grad_norm_(module.parameters(), 1.0)
             optimizer.step()
             if average is not None:
@@ -109,14 +133,16 @@ def train(name: str, module: torch.nn.Module, step_loss: StepLoss, plan: Plan, o
             if step % _LOG_EVERY == 0:
                 log.add(step, loss=float(loss.detach()))
                 progress.update(task, completed=step, description=f"{name} {float(loss.detach()):.3f}")
-            if step % _CHECKPOINT_EVERY == 0 or step == plan.steps:
-                spent = Spent(step, time.monotonic() - started[0], time.process_time() - started[1])
+            if rank == 0 and (step % _CHECKPOINT_EVERY == 0 or step == plan.steps):
+                cpu_s = (time.process_time() - started[1]) * count
+                spent = Spent(step, time.monotonic() - started[0], cpu_s)
                 state = {"module": module.state_dict(), "optimizer": optimizer.state_dict()}
                 averaged = {"average": average.state_dict()} if average is not None else {}
                 save_state(checkpoint, {**state, **averaged, "spent": asdict(spent)})
                 log.write()
-    log.plot(title=name)
+    if rank == 0:
+        log.plot(title=name)
     if average is not None:
         average.copy_to(module)
     module.eval()
-    return spent
+    return spent if rank == 0 else Spent()

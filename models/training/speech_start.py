@@ -26,7 +26,7 @@ def start_from(folder: Path, model: BarkModel) -> None:
     given = BarkModel.from_pretrained(folder, dtype=torch.float32)
     model.codec_model.load_state_dict(given.codec_model.state_dict())
     model.fine_acoustics.load_state_dict(given.fine_acoustics.state_dict())
-    window = given.generation_config.coarse_acoustics_config["max_coarse_input_length"]
+    window = given.generation_config.to_dict()["coarse_acoustics_config"]["max_coarse_input_length"]
     _start_coarse(given.coarse_acoustics, int(window), model.coarse_acoustics)
 
 
