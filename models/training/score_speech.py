@@ -33,7 +33,7 @@ Speaker = Callable[[str, str], NDArray[np.float32]]
 
 _FADE = 0.999  # a sample at or above it counts as clipped
 _SILENT_RMS = 0.01
-EXAMPLE = "hello, how are you"
+EXAMPLE = "one two three four"
 GOALS = {"digits": 0.95, "whole vocabulary": 0.85}
 """Least word recall, as a share of what espeak-ng gets from the same judge."""
 

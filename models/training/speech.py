@@ -40,11 +40,11 @@ CODEC_PLAIN_STEPS = 450
 """Of the codec's steps, those as a plain autoencoder."""
 
 PLANS = {
-    "codec": Plan(steps=1_500, rate=1.5e-3, betas=(0.8, 0.99), weight_decay=1e-4, bf16=False),
+    "codec": Plan(steps=6_000, rate=1.5e-3, betas=(0.8, 0.99), weight_decay=1e-4, bf16=False),
     "decoder": Plan(steps=6_500, rate=1e-3, betas=(0.8, 0.99), weight_decay=1e-4, average=0.995, bf16=False),
-    "semantic": Plan(steps=2_600, rate=2e-3, average=0.995),
-    "coarse": Plan(steps=1_800, rate=2e-3, average=0.995),
-    "fine": Plan(steps=300, rate=1.5e-3, average=0.99),
+    "semantic": Plan(steps=4_000, rate=2e-3, average=0.995),
+    "coarse": Plan(steps=4_000, rate=2e-3, average=0.995),
+    "fine": Plan(steps=900, rate=1.5e-3, average=0.99),
 }
 """Batches are 6 crops of 0.5 s, 6 crops of 0.6 s, 32 sentences, 16 windows and 16 windows."""
 
