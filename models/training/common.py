@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import argparse
 import csv
+import os
 import random
 from collections.abc import Mapping
 from pathlib import Path
@@ -11,6 +12,7 @@ from typing import Any
 
 import numpy as np
 import torch
+from torch import distributed
 
 
 def add_common_args(parser: argparse.ArgumentParser, *, steps: int, out: str) -> argparse.ArgumentParser:
@@ -182,3 +184,21 @@ def hardware(device: torch.device, threads: int) -> str:
     if device.type == "cuda":
         return torch.cuda.get_device_name(device)
     return f"{threads or torch.get_num_threads()} CPU thread(s)"
+
+
+def processes() -> tuple[int, int]:
+    """This process's number and how many train together: more than one when started by `torchrun`."""
+    count = int(os.environ.get("WORLD_SIZE", "1"))
+    if count > 1 and not distributed.is_initialized():
+        distributed.init_process_group("gloo")
+    return int(os.environ.get("RANK", "0")), count
+
+
+def share_gradients(module: torch.nn.Module) -> None:
+    """Give every process the mean of all processes' gradients."""
+    grads = [weight.grad for weight in module.parameters() if weight.grad is not None]
+    flat = torch.cat([grad.flatten() for grad in grads])
+    distributed.all_reduce(flat)
+    means = (flat / distributed.get_world_size()).split([grad.numel() for grad in grads])
+    for grad, mean in zip(grads, means, strict=True):
+        grad.copy_(mean.view_as(grad))

@@ -8,7 +8,6 @@ where the caption is all there is, v is the picture itself, and its error counts
 from __future__ import annotations
 
 import argparse
-import os
 import random
 import time
 from collections.abc import Sequence
@@ -22,7 +21,6 @@ from diffusers.models.resnet import ResnetBlock2D
 from diffusers.models.transformers.transformer_2d import Transformer2DModel
 from diffusers.models.unets.unet_2d_condition import UNet2DConditionModel
 from diffusers.schedulers.scheduling_ddim import DDIMScheduler
-from torch import distributed
 from torch.nn import functional
 from tqdm import tqdm
 from transformers import CLIPTextModel, CLIPTokenizer
@@ -93,23 +91,6 @@ def build_scheduler() -> Any:
         timestep_spacing="leading",
         prediction_type="v_prediction",
     )
-
-
-def join_processes() -> tuple[int, int]:
-    """This process's number and how many there are: more than one when started by `torchrun`."""
-    world = int(os.environ.get("WORLD_SIZE", "1"))
-    if world > 1 and not distributed.is_initialized():
-        distributed.init_process_group("gloo")
-    return int(os.environ.get("RANK", "0")), world
-
-
-def average_gradients(weights: Sequence[torch.nn.Parameter], world: int) -> None:
-    """Give every process the mean of all processes' gradients."""
-    grads = [weight.grad for weight in weights if weight.grad is not None]
-    flat = torch.cat([grad.flatten() for grad in grads])
-    distributed.all_reduce(flat)
-    for grad, part in zip(grads, flat.div_(world).split([grad.numel() for grad in grads]), strict=True):
-        grad.copy_(part.view_as(grad))
 
 
 @torch.no_grad()
@@ -206,7 +187,7 @@ def train_unet(args: argparse.Namespace, parts: Parts, device: torch.device) -> 
         average.load_state_dict(state["average"])
         start, seconds, rng = state["step"], state["seconds"], state["rng"]
     log, scheduler = common.LossLog(Path(args.out), "unet", resume_from=start), build_scheduler()
-    rank, world = join_processes()
+    rank, world = common.processes()
     if world > 1:
         rng = random.Random(args.seed + 1000 * (rank + 1) + start)
         common.set_seed(args.seed + 1000 * (rank + 1) + start)
@@ -226,7 +207,7 @@ def train_unet(args: argparse.Namespace, parts: Parts, device: torch.device) -> 
         optimizer.zero_grad(set_to_none=True)
         loss.backward()
         if world > 1:
-            average_gradients(list(unet.parameters()), world)
+            common.share_gradients(unet)
         torch.nn.utils.clip_grad_norm_(unet.parameters(), 1.0)
         optimizer.step()
         average.update(unet)

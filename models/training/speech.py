@@ -19,13 +19,13 @@ import torch
 from rich.console import Console
 from transformers import BarkModel
 
-from models.training.common import prepare
+from models.training.common import prepare, processes
 from models.training.speech_assemble import assemble
 from models.training.speech_attention import align_positions, alike, fused_attention
 from models.training.speech_codec import CodecLoss, DecoderLoss, without_mkldnn_lstm
 from models.training.speech_data import Corpus, build_corpus
 from models.training.speech_espeak import EspeakMissingError
-from models.training.speech_loop import Plan, StepLoss, processes, train
+from models.training.speech_loop import Plan, StepLoss, train
 from models.training.speech_model import SEMANTIC_VOCAB, build_config, build_tokenizer
 from models.training.speech_stages import CoarseLoss, FineLoss, SemanticLoss, TokenCorpus
 from models.training.speech_start import start_from

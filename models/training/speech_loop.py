@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import os
 import time
 from collections.abc import Callable
 from dataclasses import asdict, dataclass
@@ -11,9 +10,9 @@ from pathlib import Path
 import numpy as np
 import torch
 from rich.progress import Progress
-from torch import Tensor, distributed
+from torch import Tensor
 
-from models.training.common import Ema, LossLog, load_state, save_state
+from models.training.common import Ema, LossLog, load_state, processes, save_state, share_gradients
 
 StepLoss = Callable[[int, np.random.Generator], Tensor]
 """From a step's number and its own generator to the loss to descend."""
@@ -64,24 +63,6 @@ def learning_rate(step: int, plan: Plan, *, warmup: int = 50) -> float:
         return plan.rate * (step + 1) / warmup
     done = min(1.0, (step - warmup) / max(1, plan.steps - warmup))
     return plan.rate * (0.05 + 0.95 * 0.5 * (1 + float(np.cos(np.pi * done))))
-
-
-def processes() -> tuple[int, int]:
-    """This process's number and how many train together: more than one when started by `torchrun`."""
-    count = int(os.environ.get("WORLD_SIZE", "1"))
-    if count > 1 and not distributed.is_initialized():
-        distributed.init_process_group("gloo")
-    return int(os.environ.get("RANK", "0")), count
-
-
-def share_gradients(module: torch.nn.Module) -> None:
-    """Give every process the mean of all processes' gradients."""
-    grads = [weight.grad for weight in module.parameters() if weight.grad is not None]
-    flat = torch.cat([grad.flatten() for grad in grads])
-    distributed.all_reduce(flat)
-    means = (flat / distributed.get_world_size()).split([grad.numel() for grad in grads])
-    for grad, mean in zip(grads, means, strict=True):
-        grad.copy_(mean.view_as(grad))
 
 
 def train(name: str, module: torch.nn.Module, step_loss: StepLoss, plan: Plan, out: Path, seed: int) -> Spent:
