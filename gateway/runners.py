@@ -24,7 +24,7 @@ FULL_S = 1.0
 """A queue that was full is taken for full until a job of ours has ended, or for so long. The refusals of a
 crowd would cost the runner's process as much as its work: on two cores a fifth of it was lost (measured)."""
 VOICES_S = 5.0
-"""How long a runner may take to list its voices."""
+"""How long a runner may take to list its voices, or its models."""
 _CANCEL_RETRIES_S = (0.0, 0.2, 1.0)
 """A cancel may overtake the job it means, which the runner does not know yet: it is sent again."""
 
@@ -134,6 +134,19 @@ class RunnerClient:
             return self._last_state or {"state": "loading", "why": "It is starting."}
         self._last_state = {"state": str(answer.get("state", "down")), "why": str(answer.get("why", ""))}
         return self._last_state
+
+    async def resident(self) -> list[dict[str, Any]]:
+        """The `name`, `size_bytes` (0 where it is not known) and `leaves_in_s` of the models in its memory.
+
+        None while it loads or is gone. Raises `JobError` when it does not say.
+        """
+        if self.is_gone:
+            return []
+        try:
+            async with asyncio.timeout(VOICES_S):
+                return list((await self._api.state()).get("resident", ()))
+        except (*BROKEN, BentoMLException):
+            raise self._restarting() from None
 
     async def voices(self) -> list[dict[str, str]]:
         """The `name`, `model` and `language` of each voice of a speech runner. Raises `JobError`."""

@@ -27,7 +27,7 @@ def checks(*, short: bool) -> dict[str, Check]:
         "bounds": attacks.bounds,
         "bombs": attacks.bombs,
         "slow-callers": partial(attacks.slow_callers, 30 if short else 300),
-        "made-up": partial(attacks.made_up, *((4, "fuzzing") if short else (400, ALL_PHASES))),
+        "made-up": partial(attacks.made_up, *((4, "fuzzing") if short else (600, ALL_PHASES))),
     }
 
 

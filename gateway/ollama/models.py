@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
+from datetime import UTC, datetime, timedelta
 from hashlib import sha256
 from typing import Any
 
@@ -23,11 +24,19 @@ async def tags(request: Any, call: Call) -> Response:
 
 
 async def running(request: Any, call: Call) -> Response:
-    """The text models, once their runner is ready."""
+    """The text models in memory, as their runner says; a model that stays has no `expires_at`."""
     del request
-    state = await call.runners["text"].state()
-    models = _texts(call) if state["state"] == "ready" else ()
-    return JSONResponse({"models": [_card(model) for model in models]})
+    resident = {each["name"]: each for each in await call.runners["text"].resident()}
+    there = [model for model in _texts(call) if model.name in resident]
+    return JSONResponse({"models": [{**_card(model), **_stay(resident[model.name])} for model in there]})
+
+
+def _stay(resident: Mapping[str, Any]) -> dict[str, Any]:
+    told: dict[str, Any] = {"size": resident["size_bytes"]} if resident["size_bytes"] else {}
+    if resident["leaves_in_s"] is not None:
+        leaves = datetime.now(UTC) + timedelta(seconds=resident["leaves_in_s"])
+        told["expires_at"] = leaves.isoformat().replace("+00:00", "Z")
+    return told
 
 
 async def show(request: OllamaShow, call: Call) -> Response:

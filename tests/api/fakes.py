@@ -183,7 +183,8 @@ class FakeRunner:
         if self.condition == "mute":
             await asyncio.Event().wait()
         why = f"{len(self.cancelled)} cancelled, {len(self.live)} alive"
-        return {"state": self.condition, "why": why, "models": ["fake"]}
+        resident = [{"name": name, "size_bytes": 7, "leaves_in_s": s} for name, s in RESIDENT.items()]
+        return {"state": self.condition, "why": why, "models": ["fake"], "resident": resident}
 
     @bentoml.api
     async def watch(self) -> AsyncGenerator[str, None]:
@@ -209,6 +210,8 @@ SERVICE: Any = {
     "logging": {"access": {"enabled": False}},
 }
 _NOTHING = TextDelta(text="")
+RESIDENT: dict[str, float | None] = {"fake": 300.0}
+"""The text models in memory, and in how many seconds each leaves."""
 VERDICTS = {"flagged": True, "passed": False}
 STARTED: dict[str, FakeRunner] = {}
 """The runners of this process by modality, when they run inside the gateway."""

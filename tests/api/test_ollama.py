@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from datetime import UTC, datetime
 from typing import Any
 
 import httpx
@@ -11,7 +12,7 @@ import pytest
 from starlette.applications import Starlette
 
 from jobs import TextJob
-from tests.api.fakes import FakeRunner
+from tests.api.fakes import RESIDENT, FakeRunner
 
 Runners = dict[str, FakeRunner]
 
@@ -73,9 +74,17 @@ async def test_chat(llama: ollama.AsyncClient, runners: Runners) -> None:
     assert "".join(piece.message.content or "" for piece in pieces) == "Be brief. hello"
 
 
-async def test_models(llama: ollama.AsyncClient) -> None:
+async def test_models(llama: ollama.AsyncClient, monkeypatch: pytest.MonkeyPatch) -> None:
     assert [model.model for model in (await llama.list()).models] == ["fake"]
-    assert [model.model for model in (await llama.ps()).models] == ["fake"]
+    (loaded,) = (await llama.ps()).models
+    assert (loaded.model, loaded.size) == ("fake", 7)
+    assert loaded.expires_at is not None
+    assert 290 < (loaded.expires_at - datetime.now(UTC)).total_seconds() <= 300
+    monkeypatch.setitem(RESIDENT, "fake", None)
+    (loaded,) = (await llama.ps()).models
+    assert loaded.expires_at is None, "it stays"
+    monkeypatch.delitem(RESIDENT, "fake")
+    assert not (await llama.ps()).models, "it is not in memory"
     assert (await llama.show("fake:latest")).license == "MIT"
     for asked in (llama.show("nope"), llama.generate(model="nope", prompt="")):
         with pytest.raises(ollama.ResponseError, match="There are: fake") as error:

@@ -75,6 +75,7 @@ def test_ollama_answers(service: Served) -> None:
 
 def _check_ollama(client: ollama.Client) -> None:
     assert [model.model for model in client.list().models] == ["tiny-llama"]
+    assert [model.model for model in client.ps().models] == ["tiny-llama"]
     turns = [{"role": "user", "content": "What is a star?"}]
     whole = client.chat(model="tiny-llama", messages=turns, options={"temperature": 0})
     pieces = list(client.chat(model="tiny-llama", messages=turns, options={"temperature": 0}, stream=True))
