@@ -11,6 +11,7 @@ from starlette.types import Receive
 
 from gateway.errors import HttpError
 
+UNREAD_S = 0.1
 _REQUEST_ID = re.compile(r"[A-Za-z0-9._:-]{1,128}")
 _FORM_TYPE = re.compile(r"multipart/form-data\s*;\s*boundary=\"?[^\",;\s]{1,70}\"?\s*", re.IGNORECASE)
 _IDEMPOTENCY_KEY = re.compile(r"[!-~]{1,255}")
@@ -84,12 +85,16 @@ async def read_body(headers: Headers, receive: Receive, most_bytes: int, timeout
         raise HttpError(400, "Send a Content-Length or a Transfer-Encoding, not both.", "two_lengths")
     if not (length.isascii() and length.isdigit()) or int(length[:20]) > most_bytes:
         raise _too_large(most_bytes)
+    collecting = asyncio.ensure_future(_collect(receive, most_bytes))
     try:
-        async with asyncio.timeout(timeout_s):
-            return await _collect(receive, most_bytes)
-    except TimeoutError:
+        # What has come meanwhile to a process that got no processor is not late: it is looked at once more.
+        for patience_s in (timeout_s, UNREAD_S):
+            if (await asyncio.wait((collecting,), timeout=patience_s))[0]:
+                return collecting.result()
         message = f"The body did not arrive within {timeout_s:g} seconds."
-        raise HttpError(408, message, "body_timeout") from None
+        raise HttpError(408, message, "body_timeout")
+    finally:
+        collecting.cancel()
 
 
 async def _collect(receive: Receive, most_bytes: int) -> bytes:

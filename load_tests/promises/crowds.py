@@ -83,7 +83,7 @@ def leavers(count: int) -> Sequence[Row]:
         limit = httpx.Timeout(30, read=0.5)
 
         def leave(number: int) -> None:
-            body = {**LONG_PICTURE, "num_images": 1, "seed": number, "stream": number % 2 == 0}
+            body = {**PICTURE, "num_inference_steps": 100, "seed": number, "stream": number % 2 == 0}
             with (
                 suppress(httpx.HTTPError),
                 httpx.stream("POST", f"{served.url}/image", json=body, timeout=limit),
@@ -91,7 +91,7 @@ def leavers(count: int) -> Sequence[Row]:
                 time.sleep(0.5)
 
         with ThreadPoolExecutor(16) as pool:
-            list(pool.map(leave, range(32)))  # the gateway keeps its connections to the runner
+            list(pool.map(leave, range(128)))  # the gateway keeps its connections to the runner
             files = gateway.num_fds()
             list(pool.map(leave, range(count)))
         took_s = seconds_until_idle(served)

@@ -5,13 +5,16 @@ from __future__ import annotations
 import asyncio
 import json
 import logging
+import time
 from collections.abc import AsyncIterator
 from typing import Any
 
 import httpx
 import pytest
 from starlette.applications import Starlette
+from starlette.datastructures import Headers
 
+from gateway.limits import read_body
 from tests.api.fakes import FakeRunner
 from tests.api.test_answers import events_of
 
@@ -161,6 +164,18 @@ async def test_a_body_that_comes_too_slowly(client: httpx.AsyncClient) -> None:
         answer = await client.post("/text", content=slow(), headers=JSON)
     assert error_of(answer, 408)["code"] == "body_timeout"
     assert answer.headers["Connection"] == "close"
+
+
+async def test_a_body_that_came_while_the_process_slept_is_read() -> None:
+    """The timer and the body are seen in one turn of the loop, the timer first."""
+    arrived: asyncio.Queue[dict[str, Any]] = asyncio.Queue()
+    reading = asyncio.create_task(read_body(Headers(), arrived.get, 100, timeout_s=0.01))
+    await asyncio.sleep(0)
+    time.sleep(0.05)  # noqa: ASYNC251 - the whole process gets no processor
+    asyncio.get_running_loop().call_soon(
+        arrived.put_nowait, {"type": "http.request", "body": b"{}", "more_body": False}
+    )
+    assert await reading == b"{}"
 
 
 @pytest.mark.parametrize("id", ["", "a b", "ä", "x" * 129, "a\tb", "a/b", "a;b"])
