@@ -24,7 +24,7 @@ OUT = "var/train/image"
 def parse_args() -> argparse.Namespace:
     """The recipe's options."""
     parser = argparse.ArgumentParser(description=__doc__)
-    common.add_common_args(parser, steps=9800, out=OUT)
+    common.add_common_args(parser, steps=12400, out=OUT)
     parser.add_argument("--stage", choices=("all", "text", "vae", "unet", "export"), default="all")
     parser.add_argument("--batch", type=int, default=32, help="rows of a UNet step")
     parser.add_argument("--lr", type=float, default=1.2e-3, help="the UNet's highest learning rate")

@@ -29,6 +29,8 @@ KOHYA_STYLES = ("pastel",)
 """Written with the key names of kohya's sd-scripts, the others with diffusers' own."""
 LORAS = Path("models/embedded/loras")
 POOL = 512
+STEPS = {"outline": 3200, "stripes": 300, "night": 150, "pastel": 150}
+"""Without `--steps`: the finest style takes the longest."""
 
 ATTENTION = ("to_q", "to_k", "to_v", "to_out.0", "proj_in", "proj_out", "ff.net.0.proj", "ff.net.2")
 # Outlines and stripes are finer than the 8x8 on which the attention works: the convolutions must help.
@@ -38,7 +40,7 @@ CONVOLUTIONS = ("conv1", "conv2", "conv_in", "conv_out", "upsamplers.0.conv", "t
 def parse_args() -> argparse.Namespace:
     """The recipe's options."""
     parser = argparse.ArgumentParser(description=__doc__)
-    common.add_common_args(parser, steps=300, out=OUT)
+    common.add_common_args(parser, steps=0, out=OUT)
     parser.add_argument("--style", choices=(*LORA_STYLES, "all"), default="all")
     parser.add_argument("--rank", type=int, default=8)
     parser.add_argument("--batch", type=int, default=16)
@@ -67,6 +69,7 @@ def train_lora(style: str, args: argparse.Namespace, device: torch.device) -> Pa
     unet.add_adapter(LoraConfig(r=args.rank, lora_alpha=args.rank, target_modules=targets), style)
     weights = [weight for weight in unet.parameters() if weight.requires_grad]
     optimizer = torch.optim.AdamW(weights, args.lr, betas=(0.9, 0.99), weight_decay=0.0)
+    steps = args.steps or STEPS[style]
     path, start, seconds, rng = Path(args.out) / f"lora-{style}.pt", 0, 0.0, random.Random(args.seed + 2)
     if args.resume and path.exists():
         state = common.load_state(path, device)
@@ -78,10 +81,10 @@ def train_lora(style: str, args: argparse.Namespace, device: torch.device) -> Pa
     while len(pool.rows) < POOL:
         pool.grow(32)
     began = time.monotonic() - seconds
-    bar = tqdm(range(start, args.steps), initial=start, total=args.steps, desc=style, mininterval=5)
+    bar = tqdm(range(start, steps), initial=start, total=steps, desc=style, mininterval=5)
     for step in bar:
         for group in optimizer.param_groups:
-            group["lr"] = args.lr * min(1.0, (step + 1) / 20, 0.03 + 2 * (1 - step / args.steps))
+            group["lr"] = args.lr * min(1.0, (step + 1) / 20, 0.03 + 2 * (1 - step / steps))
         latents, states, cells = (part.to(device) for part in pool.sample(args.batch))
         dropped = torch.rand(args.batch, device=device) < DROP_SHARE
         states = torch.where(dropped[:, None, None], empty, states)
@@ -93,7 +96,7 @@ def train_lora(style: str, args: argparse.Namespace, device: torch.device) -> Pa
         if step % 10 == 0:
             log.add(step, lora=loss.item())
             bar.set_postfix(loss=f"{loss.item():.4f}")
-        if (step + 1) % 100 == 0 or step + 1 == args.steps:
+        if (step + 1) % 100 == 0 or step + 1 == steps:
             adapter = {name: value for name, value in unet.state_dict().items() if "lora_" in name}
             state = {"model": adapter, "optimizer": optimizer.state_dict(), "step": step + 1, "rng": rng}
             common.save_state(path, state | {"seconds": time.monotonic() - began})
