@@ -200,4 +200,7 @@ def _clock(found: re.Match[str], language: str) -> str:
 
 def _words(value: float, language: str, to: str) -> str:
     words: str = num2words(value, lang=language, to=to)
+    if -1 < value < 0:  # most languages of num2words forget the sign, which the zero before the point has not
+        minus: str = num2words(-1, lang=language).removesuffix(num2words(1, lang=language))
+        words = minus + words.removeprefix(minus)
     return words.replace("-", " ")

@@ -40,6 +40,8 @@ def test_an_abbreviation_ends_no_sentence() -> None:
         ("en", "at 10:30 or 9:05 or 7:00", "at ten thirty or nine oh five or seven o'clock"),
         ("en", "the 22nd in 1999", "the twenty second in nineteen ninety nine"),
         ("en", "5% & more", "five percent and more"),
+        ("en", "-0.25 or -3", "minus zero point two five or minus three"),
+        ("it", "-0,5", "meno zero virgola cinque"),
         ("en", "agent 007", "agent zero zero seven"),
         ("en", "No. 5, no. No", "number five, no. No"),
         ("en", "9" * 20, " ".join(["nine"] * 20)),
