@@ -61,7 +61,7 @@ class Caller:
         self.finished = not message.get("more_body", False)
 
 
-async def until(condition: Any, timeout_s: float = 5.0) -> None:
+async def until(condition: Any, timeout_s: float = 30.0) -> None:
     """Waits until `condition()` is true. Raises TimeoutError."""
     async with asyncio.timeout(timeout_s):
         while not condition():
