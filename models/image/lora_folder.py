@@ -42,7 +42,7 @@ class LoraFolder:
             if choice.name not in listing:
                 there = ", ".join(sorted(listing)) or "none"
                 message = f"There is no LoRA {choice.name!r}. Those there are: {there}."
-                raise JobError(ErrorKind.NOT_FOUND, message, param="loras")
+                raise JobError(ErrorKind.NOT_FOUND, message, param="loras", code="lora_not_found")
         return tuple((self._adapter(choice.name, listing[choice.name]), choice.weight) for choice in choices)
 
     def _listing(self) -> dict[str, os.DirEntry[str]]:
@@ -57,7 +57,7 @@ class LoraFolder:
             status = entry.stat(follow_symlinks=False)
         except FileNotFoundError as error:
             message = f"LoRA {name!r} was taken away just now."
-            raise JobError(ErrorKind.NOT_FOUND, message, param="loras") from error
+            raise JobError(ErrorKind.NOT_FOUND, message, param="loras", code="lora_not_found") from error
         # A replaced file is another adapter: pictures under way keep the one they began with.
         key = (name, status.st_ino, status.st_mtime_ns, status.st_size)
         with self._lock:

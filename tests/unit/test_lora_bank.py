@@ -326,7 +326,7 @@ def test_only_plain_files_of_the_folder_have_names(
     for name in outsiders:
         with pytest.raises(JobError) as refused:
             model.prepare(image_job(loras=(LoraChoice(name=name),)))
-        assert refused.value.kind is ErrorKind.NOT_FOUND
+        assert (refused.value.kind, refused.value.code) == (ErrorKind.NOT_FOUND, "lora_not_found")
         assert "filtering, kohya, plain, speaking" in refused.value.message
 
 

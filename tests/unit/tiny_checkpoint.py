@@ -13,16 +13,10 @@ from diffusers.pipelines.stable_diffusion.pipeline_stable_diffusion import Stabl
 from diffusers.schedulers.scheduling_ddim import DDIMScheduler
 from transformers import CLIPTextConfig, CLIPTextModel, CLIPTokenizer
 
+from load_tests.full_size import SCHEDULE
+
 SIDE = 128
 """The checkpoint's own size in pixels: 16 latents of 8 pixels."""
-SCHEDULE = {
-    "beta_start": 0.00085,
-    "beta_end": 0.012,
-    "beta_schedule": "scaled_linear",
-    "clip_sample": False,
-    "set_alpha_to_one": False,
-    "steps_offset": 1,
-}
 
 
 def write_checkpoint(folder: Path, prediction_type: str = "epsilon", in_channels: int = 4) -> Path:

@@ -11,7 +11,8 @@ from diffusers.pipelines.stable_diffusion_xl.pipeline_stable_diffusion_xl import
 from diffusers.schedulers.scheduling_euler_discrete import EulerDiscreteScheduler
 from transformers import CLIPTextModel, CLIPTextModelWithProjection
 
-from tests.unit.tiny_checkpoint import SCHEDULE, SIDE, text_config, tokenizer, vae
+from load_tests.full_size import SCHEDULE
+from tests.unit.tiny_checkpoint import SIDE, text_config, tokenizer, vae
 
 
 def write_xl(folder: Path) -> Path:
