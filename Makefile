@@ -15,7 +15,7 @@ export BENTOML_DO_NOT_TRACK := true
 # A comma that functions of make do not take for one of theirs.
 , := ,
 .PHONY: help serve env dev test lint format test-slow requirements bento clean \
-    train-text train-image train-lora train-speech score-embedded bench-image bench-speech bench-text \
+    train-text train-reading train-image train-lora train-speech score-embedded bench-image bench-speech bench-text \
     bench-overhead bench-gpu soak chaos
 
 help:  ## Show the targets
@@ -71,6 +71,8 @@ test-slow: dev .venv-vllm/.done  ## Run the slow tests: vLLM on a CPU, the Bento
 
 train-text: dev  ## Train the embedded text model anew
 	$(BIN)/python -m models.training.text --install
+train-reading: dev  ## Train the embedded models for embeddings and classification anew (ten minutes)
+	$(BIN)/python -m models.training.reading --install
 train-image: dev  ## Train the embedded picture model anew
 	$(BIN)/python -m models.training.image
 train-lora: dev  ## Train the style LoRAs anew
@@ -79,6 +81,7 @@ train-speech: dev  ## Train the embedded speech model anew (needs espeak-ng)
 	$(BIN)/python -m models.training.speech
 score-embedded: dev  ## Score the embedded models on held-out cases and write the tables to their cards
 	$(BIN)/python -m models.training.score_text
+	$(BIN)/python -m models.training.score_reading
 	$(BIN)/python -m models.training.score_image
 	$(BIN)/python -m models.training.score_speech
 

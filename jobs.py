@@ -206,7 +206,55 @@ class SpeechJob:
     """In Hz; None is the model's own."""
 
 
-Job = TextJob | ImageJob | SpeechJob
+@dataclass(frozen=True, slots=True, kw_only=True, config=_WIRE)
+class EmbedJob:
+    """Texts to make vectors of, in one call."""
+
+    kind: Literal["embed"] = "embed"
+    version: int = JOB_VERSION
+    id: str
+    model: str | None = None
+    timeout_s: float
+    account: str = ""
+    trace: str = ""
+    texts: tuple[str, ...]
+    prompt_name: str | None = None
+    """What the texts are for (`query`), for models that want to be told by words before each text."""
+    truncate: bool = False
+    """Cut a text that is longer than the model reads, instead of refusing it."""
+    keep_alive_s: float | None = None
+
+
+@dataclass(frozen=True, slots=True, kw_only=True, config=_WIRE)
+class ClassifyJob:
+    """Texts to put labels on, find entities in, or translate, in one call: the model says which."""
+
+    kind: Literal["classify"] = "classify"
+    version: int = JOB_VERSION
+    id: str
+    model: str | None = None
+    timeout_s: float
+    account: str = ""
+    trace: str = ""
+    texts: tuple[str, ...]
+    labels: tuple[str, ...] = ()
+    """Labels of the caller's own (zero-shot), for a model that knows what follows from what."""
+    multi_label: bool = False
+    """Each of `labels` by itself, instead of one out of them."""
+    top_k: int | None = None
+    """The most labels of a text, the likeliest first; None is all."""
+    source_language: str | None = None
+    target_language: str | None = None
+    """As the model names its languages, for one that translates more than one pair."""
+    truncate: bool = False
+    keep_alive_s: float | None = None
+
+
+SteppedJob = TextJob | ImageJob | SpeechJob
+"""Many forwards, which an engine batches step by step."""
+WholeJob = EmbedJob | ClassifyJob
+"""One stateless call, which is batched whole."""
+Job = SteppedJob | WholeJob
 
 # --- events -------------------------------------------------------------------------------------------------
 
@@ -314,7 +362,54 @@ class SpeechResult:
     duration_s: float
 
 
-Result = TextResult | ImageResult | SpeechResult
+@dataclass(frozen=True, slots=True, kw_only=True, config=_WIRE)
+class EmbedResult:
+    """Of each text its vector, and its tokens."""
+
+    kind: Literal["embed"] = "embed"
+    model: str
+    vectors: tuple[tuple[float, ...], ...]
+    tokens: tuple[int, ...]
+
+
+@dataclass(frozen=True, slots=True, kw_only=True, config=_WIRE)
+class Label:
+    label: str
+    score: float
+
+
+@dataclass(frozen=True, slots=True, kw_only=True, config=_WIRE)
+class Entity:
+    """What `text[start:end]` is."""
+
+    label: str
+    score: float
+    text: str
+    start: int
+    end: int
+
+
+@dataclass(frozen=True, slots=True, kw_only=True, config=_WIRE)
+class Finding:
+    """About one text: that of these which its model finds."""
+
+    labels: tuple[Label, ...] | None = None
+    entities: tuple[Entity, ...] | None = None
+    translation: str | None = None
+
+
+@dataclass(frozen=True, slots=True, kw_only=True, config=_WIRE)
+class ClassifyResult:
+    """Of each text what was found, and its tokens; `written` counts those of all translations."""
+
+    kind: Literal["classify"] = "classify"
+    model: str
+    findings: tuple[Finding, ...]
+    tokens: tuple[int, ...]
+    written: int = 0
+
+
+Result = TextResult | ImageResult | SpeechResult | EmbedResult | ClassifyResult
 
 
 @dataclass(frozen=True, slots=True, kw_only=True, config=_WIRE)

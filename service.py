@@ -11,7 +11,7 @@ import bentoml
 from gateway.greeting import greet
 from gateway.options import GatewayOptions, ServedModel
 from gateway.service import NO_ACCESS_LOG, Gateway, open_doors
-from models.catalog import Modality, models_served
+from models.catalog import WHOLE_CALLS, Modality, models_served
 from runners.image import ImageRunner
 from runners.speech import SpeechRunner
 from runners.text import TextRunner
@@ -27,6 +27,7 @@ def _models() -> Iterator[ServedModel]:
             yield ServedModel(
                 name=name,
                 modality=modality.value,
+                kind=WHOLE_CALLS.get(entry.family, ""),
                 family=entry.family,
                 precision=entry.precision,
                 licence=entry.licence,

@@ -12,7 +12,7 @@ from gateway.errors import log_bug
 from gateway.kept import Kept
 from gateway.keys import server_secret
 from gateway.ledger import Ledger
-from gateway.options import MODALITIES, GatewayOptions
+from gateway.options import JOB_KINDS, GatewayOptions
 from gateway.store import Store
 
 
@@ -31,7 +31,7 @@ class Office:
         self._going_on: set[asyncio.Task[None]] = set()
         self.store = Store(options.store_url)
         self.guard = Guard(self.store, self.secret)
-        self.books = Books(self.store, {kind: options.default_model(kind) for kind in MODALITIES})
+        self.books = Books(self.store, {kind: options.default_model(kind) for kind in JOB_KINDS})
         self.ledger = Ledger(self.store)
         self.kept = Kept(self.store, options.max_kept_bytes, options.max_kept_age_s)
         self.errands = Errands(self.kept, self.guard, self.ledger, options)

@@ -20,6 +20,7 @@ from gateway.schemas import ImagesAnswer
 from gateway.streams import EVENT_STREAM
 from gateway.text_schemas import TextAnswer
 from gateway.together import RULES
+from gateway.whole_schemas import ClassifyAnswer, EmbedAnswer
 
 _CONVERTER = re.compile(r":\w+}")
 _NAMED = re.compile(r"{(\w+)}")
@@ -51,8 +52,13 @@ _AUDIO = {f"audio/{kind}": _BYTES for kind in ("wav", "flac", "ogg", "mpeg", "pc
 # Without a type: some readers take one for the whole stream's, some for each event's.
 _EVENT: dict[str, Any] = {"schema": {"description": "Server-sent events."}}
 _EVENTS = {EVENT_STREAM: _EVENT}
-_TEXT = {"application/json": {"schema": {"$ref": _REF.format(model="TextAnswer")}}}
-_IMAGES = {"application/json": {"schema": {"$ref": _REF.format(model="ImagesAnswer")}}}
+
+
+def _json(answer: str) -> dict[str, Any]:
+    return {"application/json": {"schema": {"$ref": _REF.format(model=answer)}}}
+
+
+_TEXT, _IMAGES = _json("TextAnswer"), _json("ImagesAnswer")
 _TIMED = ("X-Seed", "X-Queue-Ms", "X-Total-Ms")
 _ANSWERS: dict[str, tuple[str, dict[str, Any], tuple[str, ...]]] = {
     "text": ("The text; with `stream`, its pieces.", _TEXT | _EVENTS, ("X-Seed",)),
@@ -64,8 +70,13 @@ _ANSWERS: dict[str, tuple[str, dict[str, Any], tuple[str, ...]]] = {
     ),
     "image_stream": ("Events: queued, progress, preview, result or error.", _EVENTS, ("X-Seed",)),
     "speech": ("The encoded sound.", _AUDIO | _EVENTS, (*_TIMED, "X-Sample-Rate")),
+    "embed": ("A vector of each text.", _json("EmbedAnswer"), ()),
+    "classify": ("What was found in each text.", _json("ClassifyAnswer"), ()),
     "speech_stream": ("The encoded sound, as it is made.", _AUDIO | _EVENTS, ("X-Seed", "X-Sample-Rate")),
 }
+
+
+_NATIVE_ANSWERS = (TextAnswer, ImagesAnswer, EmbedAnswer, ClassifyAnswer)
 
 
 def openapi_document(
@@ -75,7 +86,7 @@ def openapi_document(
     bodies: list[type[BaseModel]] = [body for body, _ in endpoints.values()]
     theirs = [model for door in doors for model in (door.request, door.answers) if model is not None]
     theirs += [door.error for door in doors]
-    models = dict.fromkeys([*bodies, TextAnswer, ImagesAnswer, ErrorBody, *theirs])
+    models = dict.fromkeys([*bodies, *_NATIVE_ANSWERS, ErrorBody, *theirs])
     _, schemas = models_json_schema([(model, "validation") for model in models], ref_template=_REF)
     schemas = schemas["$defs"]
     for name in RULES.keys() & schemas.keys():

@@ -7,6 +7,7 @@ from dataclasses import dataclass, field
 from typing import Literal
 
 MODALITIES = ("text", "image", "speech")
+JOB_KINDS = (*MODALITIES, "embed", "classify")
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -15,6 +16,8 @@ class ServedModel:
 
     name: str
     modality: str
+    kind: str = ""
+    """Of the jobs it takes, where that is not its modality: `embed`, `classify`."""
     family: str = ""
     precision: str = ""
     licence: str = ""
@@ -82,5 +85,7 @@ class GatewayOptions:
             None,
         )
 
-    def default_model(self, modality: str) -> str:
-        return next((each.name for each in self.models if each.modality == modality), "default")
+    def default_model(self, kind: str) -> str:
+        """That takes such jobs: of `text`, `image`, `speech`, `embed` or `classify`."""
+        takes = (each.name for each in self.models if (each.kind or each.modality) == kind)
+        return next(takes, "default")

@@ -16,7 +16,19 @@ from gateway.books import Books
 from gateway.options import GatewayOptions
 from gateway.tickets import current_ticket
 from gateway.watch import BROKEN, Watch
-from jobs import Done, ErrorKind, Event, Failed, Job, JobError, Queued, TextJob, decode_event, encode_job
+from jobs import (
+    Done,
+    ErrorKind,
+    Event,
+    Failed,
+    Job,
+    JobError,
+    Queued,
+    TextJob,
+    WholeJob,
+    decode_event,
+    encode_job,
+)
 
 logger = logging.getLogger("triptych.gateway")
 
@@ -33,10 +45,17 @@ def _now_s() -> float:
     return asyncio.get_running_loop().time()
 
 
+def _with_wait(done: Done, total_ms: float) -> Done:
+    """A runner does not see how long a call waited to be batched: all but its own time was waiting."""
+    worked_ms = done.total_ms - done.queue_ms
+    return replace(done, queue_ms=max(0.0, total_ms - worked_ms), total_ms=total_ms)
+
+
 class RunnerApi(Protocol):
     """A runner as `bentoml.depends` hands it out: the service itself, or a proxy with the same methods."""
 
     def run(self, job: str) -> AsyncGenerator[str, None]: ...
+    async def answer(self, jobs: list[str]) -> list[str]: ...  # of text runners only
     async def cancel(self, id: str) -> bool: ...
     async def state(self) -> dict[str, Any]: ...
     async def voices(self) -> list[dict[str, str]]: ...  # of speech runners only
@@ -106,13 +125,16 @@ class RunnerClient:
         self.in_flight += 1
         ended = False
         try:
-            deadline_s = _now_s() + job.timeout_s + self._options.grace_s
+            sent_s = _now_s()
+            deadline_s = sent_s + job.timeout_s + self._options.grace_s
             async with aclosing(self._events(job, deadline_s)) as events:
                 async for event in events:
                     ended = isinstance(event, Done | Failed)
                     if isinstance(event, Failed):
                         self._remember(event, job.account)
                         raise event.as_error()
+                    if isinstance(event, Done) and isinstance(job, WholeJob):
+                        event = _with_wait(event, (_now_s() - sent_s) * 1e3)
                     yield event
                     if ended:
                         return
@@ -207,7 +229,7 @@ class RunnerClient:
             raise self._restarting() from None
 
     async def _events(self, job: Job, deadline_s: float) -> AsyncGenerator[Event, None]:
-        async with aclosing(self._api.run(job=encode_job(job))) as chunks:
+        async with aclosing(self._chunks(job)) as chunks:
             lines = frame_lines(chunks)
             async with aclosing(lines):
                 quiet_until_s = deadline_s
@@ -233,6 +255,14 @@ class RunnerClient:
                 except ValidationError:
                     logger.error("the %s runner sent an event that this version does not know", self.name)
                     raise self._lost() from None
+
+    def _chunks(self, job: Job) -> AsyncGenerator[str, None]:
+        return self._answered(job) if isinstance(job, WholeJob) else self._api.run(job=encode_job(job))
+
+    async def _answered(self, job: WholeJob) -> AsyncGenerator[str, None]:
+        """By BentoML's own batching, which takes lists, and gathers those of several callers into one."""
+        for line in await self._api.answer(jobs=[encode_job(job)]):
+            yield line
 
     async def _first(self, lines: AsyncGenerator[str, None]) -> str | None:
         """The first line, unless the runner goes: a connection that was not accepted yet stays silent."""

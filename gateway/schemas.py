@@ -40,7 +40,7 @@ def _base64(value: str | None) -> str | None:
     return value
 
 
-def _no_url(value: str | None) -> str | None:
+def no_url(value: str | None) -> str | None:
     """What is served is chosen by name: nothing is ever fetched for a caller."""
     if value is not None and "://" in value:
         raise PydanticCustomError("url", "a URL")
@@ -50,8 +50,8 @@ def _no_url(value: str | None) -> str | None:
 Whole = Annotated[int, BeforeValidator(whole)]
 MaybeWhole = Annotated[int | None, BeforeValidator(whole)]
 """Not `Whole | None`, whose bounds pydantic would apply to what is no number too, and break."""
-Name = Annotated[str, AfterValidator(_no_url)]
-MaybeName = Annotated[str | None, AfterValidator(_no_url)]
+Name = Annotated[str, AfterValidator(no_url)]
+MaybeName = Annotated[str | None, AfterValidator(no_url)]
 Model = Annotated[
     str | None,
     Field(
@@ -60,7 +60,7 @@ Model = Annotated[
         pattern=NO_NUL,
         description="Name of the model; left out, the profile's default.",
     ),
-    AfterValidator(_no_url),
+    AfterValidator(no_url),
 ]
 # The union is inside: BentoML writes what is annotated within a union a second time into the JSON schema.
 Side = Annotated[int | None, Field(ge=64, le=2048, multiple_of=8), BeforeValidator(whole)]

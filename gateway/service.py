@@ -1,4 +1,4 @@
-"""The entry service's class: three endpoints, and their streamed twins for BentoML's own client.
+"""The entry service's class: the native endpoints, and the streamed twins of three for BentoML's own client.
 
 The top-level service composes it with its runners:
 
@@ -36,6 +36,8 @@ from gateway.speech import answer_speech, answer_speech_events, speech_job
 from gateway.text import answer_text, text_jobs
 from gateway.text_schemas import TextAnswer, TextRequest
 from gateway.tickets import current_ticket
+from gateway.whole import answer_classify, answer_embed, classify_job, embed_job
+from gateway.whole_schemas import ClassifyAnswer, ClassifyRequest, EmbedAnswer, EmbedRequest
 from tracing import start_tracing, stop_tracing
 
 NO_ACCESS_LOG: Any = {"access": {"enabled": False}}
@@ -121,6 +123,20 @@ class Gateway:
     async def speech_stream(self, **params: Any) -> Response:
         """The speech endpoint with `stream: true`, for clients that cannot switch."""
         return await self._answer_speech(SpeechRequest.model_construct(**params | _STREAM))
+
+    @bentoml.api(input_spec=EmbedRequest, output_spec=EmbedAnswer)
+    async def embed(self, **params: Any) -> Response:
+        """Makes a vector of each text."""
+        ticket = current_ticket()
+        job = embed_job(EmbedRequest.model_construct(**params), ticket, self.options.timeout_s)
+        return await or_error(answer_embed(job, self._text, ticket))
+
+    @bentoml.api(input_spec=ClassifyRequest, output_spec=ClassifyAnswer)
+    async def classify(self, **params: Any) -> Response:
+        """Labels texts, finds entities in them, or translates them, as the model does."""
+        ticket = current_ticket()
+        job = classify_job(ClassifyRequest.model_construct(**params), ticket, self.options.timeout_s)
+        return await or_error(answer_classify(job, self._text, ticket))
 
     async def _answer_text(self, request: TextRequest) -> Response:
         ticket = current_ticket()

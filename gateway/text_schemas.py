@@ -26,7 +26,7 @@ MAX_SCHEMA_CHARS = 16384
 _TOOL_NAME = re.compile(r"[A-Za-z0-9_-]{1,64}")
 
 
-def _as_list(value: Any) -> Any:
+def as_list(value: Any) -> Any:
     return [value] if isinstance(value, str) else value
 
 
@@ -56,7 +56,7 @@ _STOP_SCHEMA: dict[str, Any] = {
     "anyOf": [_STOP_STRING, {"type": "array", "maxItems": 4, "items": _STOP_STRING}]
 }
 StopStrings = Annotated[
-    list[StopString], Field(max_length=4), BeforeValidator(_as_list), WithJsonSchema(_STOP_SCHEMA)
+    list[StopString], Field(max_length=4), BeforeValidator(as_list), WithJsonSchema(_STOP_SCHEMA)
 ]
 MaxTokens = Annotated[int | None, Field(ge=1, le=131_072), BeforeValidator(whole)]
 Logprobs = Annotated[int | None, Field(ge=0, le=20), BeforeValidator(whole)]

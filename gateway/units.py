@@ -4,7 +4,20 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
-from jobs import Event, ImageJob, ImageResult, Job, Progress, Result, TextDelta, TextJob, TextResult
+from jobs import (
+    ClassifyResult,
+    EmbedResult,
+    Event,
+    ImageJob,
+    ImageResult,
+    Job,
+    Progress,
+    Result,
+    TextDelta,
+    TextJob,
+    TextResult,
+    WholeJob,
+)
 
 CONTEXT_TOKENS = 4096
 """What a text may have when its caller sets no bound."""
@@ -47,6 +60,10 @@ def estimate(job: Job) -> Units:
         return Units(prompt_tokens=prompt, completion_tokens=job.max_tokens or CONTEXT_TOKENS)
     if isinstance(job, ImageJob):
         return Units(pixel_steps=_pixels(job) * job.num_inference_steps)
+    if isinstance(job, WholeJob):
+        # What a translation comes to is not known before: about what it is of.
+        read = sum(len(text.encode()) + TURN_TOKENS for text in job.texts)
+        return Units(prompt_tokens=read)
     return Units(audio_s=LEAST_SECONDS + SECONDS_PER_CHARACTER * len(job.text))
 
 
@@ -56,6 +73,10 @@ def counted(job: Job, result: Result) -> Units:
         return Units(prompt_tokens=result.prompt_tokens, completion_tokens=result.completion_tokens)
     if isinstance(result, ImageResult):
         return Units(pixel_steps=result.pixel_steps) if result.pixel_steps else estimate(job)
+    if isinstance(result, EmbedResult):
+        return Units(prompt_tokens=sum(result.tokens))
+    if isinstance(result, ClassifyResult):
+        return Units(prompt_tokens=sum(result.tokens), completion_tokens=result.written)
     return Units(audio_s=result.duration_s)
 
 

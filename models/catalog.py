@@ -25,6 +25,9 @@ class Modality(StrEnum):
     SPEECH = "speech"
 
 
+WHOLE_CALLS = {"text.embedder": "embed", "text.classifier": "classify"}
+"""Families that answer a job by one stateless call, without an engine, and the kind of job."""
+
 Source = Annotated[str, StringConstraints(pattern=r"^(embedded|file|folder|hub|store):\S+$")]
 """`embedded:NAME` ships with the service, `folder:PATH` is on this machine, `hub:OWNER/NAME[@REVISION]`,
 `store:NAME[:VERSION]` is in BentoML's model store, `file:PATH` one `.safetensors` file."""
@@ -93,6 +96,8 @@ class Entry(BaseModel):
     """Of a speech model's voices whose names do not tell it, as ISO 639-1."""
     loudness_lufs: Annotated[float, Field(ge=-40, le=-5)] | None = None
     """The loudness (ITU-R BS.1770) that speech is levelled to; left out, it stays as the model makes it."""
+    prompts: dict[str, str] = Field(default_factory=dict[str, str])
+    """Words before a text to embed, by what it is for (`query`), beside those that the checkpoint has."""
     licence: str
     """The licence's name, and its page where a hub asks for agreement."""
     gated: bool = False
@@ -105,6 +110,11 @@ class Entry(BaseModel):
     @property
     def modality(self) -> Modality:
         return Modality(self.family.partition(".")[0])
+
+    @property
+    def job_kind(self) -> str:
+        """The jobs it takes: its modality's, or of the stateless kinds `embed` and `classify`."""
+        return WHOLE_CALLS.get(self.family, self.modality.value)
 
 
 class Profile(BaseModel):

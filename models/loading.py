@@ -14,14 +14,14 @@ from safetensors import SafetensorError, safe_open
 
 from models.catalog import Entry, Modality
 from models.manifest import check
-from models.protocol import Model, ModelSpec
+from models.protocol import ModelSpec
 from models.sources import EMBEDDED, LoadError, find_folder
 
 __all__ = ["EMBEDDED", "LoadError", "find_folder", "load_model", "spec_of", "weight_bytes"]
 
 
-def load_model(name: str, entry: Entry, device: str) -> Model[Any, Any]:
-    """Loads a model of the catalog on `device` (as torch names it). Raises `LoadError`."""
+def load_model(name: str, entry: Entry, device: str) -> Any:
+    """A `Model` or `WholeModel` of the catalog on `device` (as torch names it). Raises `LoadError`."""
     spec = spec_of(name, entry, device)
     if wrong := _wrong_files(spec.folder):
         raise LoadError(f"The model {name} in {spec.folder} is broken: {'; '.join(wrong)}.")
@@ -100,6 +100,7 @@ def spec_of(name: str, entry: Entry, device: str) -> ModelSpec:
         guidance_scale=entry.guidance_scale,
         config=find_folder(entry.config, entry) if entry.config is not None else None,
         language=entry.language,
+        prompts=entry.prompts,
         loudness_lufs=entry.loudness_lufs,
         loras=find_folder(entry.loras, entry) if entry.loras is not None else None,
     )

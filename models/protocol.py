@@ -6,8 +6,8 @@ lane to lane until `lane` says None, `finish` makes its result, `release` gives 
 
 from __future__ import annotations
 
-from collections.abc import Sequence
-from dataclasses import dataclass
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Protocol, TypeVar
 
@@ -79,6 +79,22 @@ class Model(Protocol[J, R]):
         ...
 
 
+class WholeModel(Protocol[J, R]):
+    """A loaded model that answers a job by one stateless call. It is called by one thread at a time."""
+
+    name: str
+
+    def prepare(self, job: J) -> R:
+        """Checks and tokenises; raises `jobs.JobError` for a bad job."""
+        ...
+
+    def answer(self, rows: Sequence[R]) -> Sequence[Result]:
+        """The results of all rows, or raises. Raises `OutOfMemoryError` when fewer rows might do."""
+        ...
+
+    def warm_up(self) -> None: ...
+
+
 @dataclass(frozen=True, slots=True, kw_only=True)
 class ModelSpec:
     """Everything a family needs to load a model: the weights are on this machine by now."""
@@ -112,5 +128,7 @@ class ModelSpec:
     """What speech is levelled to; None leaves it as the model makes it."""
     guidance_scale: float = 7.5
     """Of pictures whose request names none."""
+    prompts: Mapping[str, str] = field(default_factory=dict[str, str])
+    """Words before a text to embed, by what it is for."""
     loras: Path | None = None
     """The only folder LoRA files are taken from."""

@@ -15,9 +15,9 @@ from collections.abc import Callable, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from typing import Any
 
-from jobs import Done, ErrorKind, Event, Failed, Job, JobError, Queued
+from jobs import Done, Event, Failed, Job, JobError, Queued
 from models.protocol import Lane, Model, OutOfMemoryError
-from runners.failures import CANCELLED, CLOSING, INTERNAL, LATE, NO_MEMORY, isolated
+from runners.failures import CANCELLED, CLOSING, INTERNAL, LATE, NO_MEMORY, isolated, no_such_model
 from runners.lanes import Lanes
 from runners.metrics import EngineMetrics
 from runners.register import Register
@@ -32,6 +32,7 @@ log = logging.getLogger("triptych.engine")
 class Engine:
     """Serves jobs on the given models, many at a time; a job that names no model goes to the first.
 
+    `names` are those of the models that it may serve, all of them when left out.
     `queue_size` bounds the jobs that wait for admission; `buffer_size` the unread events of one job.
     `on_crash` is called, on the engine's thread, if the engine itself fails.
     """
@@ -41,12 +42,14 @@ class Engine:
         models: Mapping[str, Model[Any, Any]] | Residency,
         metrics: EngineMetrics,
         *,
+        names: Sequence[str] | None = None,
         queue_size: int = 64,
         buffer_size: int = 64,
         finish_threads: int = 2,
         on_crash: Callable[[], None] | None = None,
     ) -> None:
         self._models = models if isinstance(models, Residency) else Residency.of(models)
+        self._names = self._models.names if names is None else list(names)
         self._metrics = metrics
         self._buffer_size = buffer_size
         self._on_crash = on_crash
@@ -110,16 +113,9 @@ class Engine:
         return self._models.resident()
 
     def _model_of(self, job: Job) -> str:
-        names = self._models.names
-        name = job.model or names[0]
-        if name not in names:
-            raise JobError(
-                ErrorKind.NOT_FOUND,
-                f"There is no model '{name}' here. There are: {', '.join(names)}.",
-                param="model",
-                code="model_not_found",
-            )
-        return name
+        if not self._names or job.model not in (None, *self._names):
+            raise no_such_model(job.model, self._names)
+        return job.model or self._names[0]
 
     def _wake(self) -> None:
         self._inbox.put(lambda: None)

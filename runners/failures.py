@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import logging
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from typing import TypeVar
 
 from jobs import ErrorKind, Failed, JobError
@@ -24,6 +24,19 @@ NO_MEMORY = Failed(
 LATE = Failed(error=ErrorKind.TIMEOUT, message="The request was not done within its time limit.")
 CANCELLED = Failed(error=ErrorKind.CANCELLED, message="The request was cancelled.")
 CLOSING = Failed(error=ErrorKind.UNAVAILABLE, message="The runner is shutting down.", retry_after_s=5)
+
+UNKNOWN_JOB = Failed(
+    error=ErrorKind.INTERNAL, message="This runner does not understand the gateway's jobs: update both."
+)
+
+
+def no_such_model(name: str | None, names: Sequence[str]) -> JobError:
+    """For a job of a model that is not here; `names` are those that take such jobs."""
+    there = f"There are: {', '.join(names)}." if names else "The profile has none for this."
+    asked = f" '{name}'" if name else ""
+    return JobError(
+        ErrorKind.NOT_FOUND, f"There is no model{asked} here. {there}", param="model", code="model_not_found"
+    )
 
 
 def isolated(work: Callable[[], T]) -> T | Failed:

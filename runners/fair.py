@@ -7,7 +7,7 @@ is first come, first served.
 
 from __future__ import annotations
 
-from jobs import ImageJob, Job, TextJob
+from jobs import ImageJob, Job, SpeechJob, TextJob
 
 TOKENS = 256
 """What a text may have when its caller sets no bound: only the order depends on it."""
@@ -20,7 +20,9 @@ def cost(job: Job) -> float:
         return float(job.max_tokens or TOKENS)
     if isinstance(job, ImageJob):
         return float((job.width or SIDE_PIXELS) * (job.height or SIDE_PIXELS) * job.num_inference_steps)
-    return float(len(job.text))
+    if isinstance(job, SpeechJob):
+        return float(len(job.text))
+    return float(sum(map(len, job.texts)))
 
 
 class Turns:

@@ -15,8 +15,9 @@ from typing import Any, Literal, Protocol, TypedDict
 import bentoml
 from pydantic import ValidationError
 
-from jobs import Done, ErrorKind, Event, Failed, Job, JobError, decode_job, encode_event
+from jobs import Done, ErrorKind, Event, Failed, Job, JobError, WholeJob, decode_job, encode_event
 from models.catalog import CatalogError, Entry, Modality, models_served
+from runners.failures import UNKNOWN_JOB
 from runners.metrics import watch_gpu_memory
 from runners.placement import Placement, PlacementError, place, use_own_cards
 from settings import Settings, SettingsError, settings
@@ -71,9 +72,13 @@ class Runner:
         """Loads the models and starts what steps them; on the loading thread."""
         raise NotImplementedError
 
-    def warm_up_job(self) -> Job:
-        """A small real job, answered before the runner says ready."""
+    def warm_up_job(self, entries: dict[str, Entry]) -> Job | None:
+        """A small real job, answered before the runner says ready; None where nothing takes one."""
         raise NotImplementedError
+
+    def resident(self) -> list[dict[str, Any]]:
+        """The models in memory, as `Residency.resident` tells them."""
+        return [] if self._backend is None else self._backend.resident()
 
     # --- the calls of a runner ------------------------------------------------------------------------
 
@@ -82,9 +87,11 @@ class Runner:
         """Takes a job as ASCII JSON, gives its events as lines of ASCII JSON; the last is done or failed."""
         try:
             order = decode_job(job)
-            events = self._ready_backend().submit(order)
+            if isinstance(order, WholeJob):  # which are asked by `answer`
+                raise UNKNOWN_JOB.as_error()
+            events = self.ready_backend().submit(order)
         except ValidationError:
-            yield encode_event(_UNKNOWN_JOB)
+            yield encode_event(UNKNOWN_JOB)
             return
         except JobError as error:
             yield encode_event(Failed.of(error))
@@ -93,7 +100,7 @@ class Runner:
             async for event in events:
                 yield encode_event(event)
         finally:
-            self._ready_backend().cancel(order.id)  # when the reader has gone; after the end it does nothing
+            self.ready_backend().cancel(order.id)  # when the reader has gone; after the end it does nothing
 
     @bentoml.api
     async def cancel(self, id: str) -> bool:
@@ -102,8 +109,7 @@ class Runner:
 
     @bentoml.api
     async def state(self) -> dict[str, Any]:
-        resident = [] if self._backend is None else self._backend.resident()
-        return {**self._state, "resident": resident}
+        return {**self._state, "resident": self.resident()}
 
     @bentoml.api
     async def watch(self) -> AsyncGenerator[str, None]:
@@ -139,7 +145,9 @@ class Runner:
             logging.getLogger("bitsandbytes.backends.cpu.ops").setLevel(logging.ERROR)
             entries = placement.applied(entries)
             backend = self.build(entries, placement, options)
-            asyncio.run(_answer(backend, self.warm_up_job()))
+            job = self.warm_up_job(entries)
+            if job is not None:
+                asyncio.run(_answer(backend, job))
         except (LoadError, CatalogError, SettingsError, PlacementError) as error:
             self._down(str(error))
         except Exception:
@@ -154,7 +162,7 @@ class Runner:
         log.error("The %s runner is down: %s", self.modality, why)
         self._state = {"state": "down", "why": why, "models": []}
 
-    def _ready_backend(self) -> Backend:
+    def ready_backend(self) -> Backend:
         if self._backend is None:
             loading = self._state["state"] == "loading"
             doing = "loading its models" if loading else "down"
@@ -165,11 +173,6 @@ class Runner:
                 retry_after_s=5 if loading else 60,
             )
         return self._backend
-
-
-_UNKNOWN_JOB = Failed(
-    error=ErrorKind.INTERNAL, message="This runner does not understand the gateway's jobs: update both."
-)
 
 
 def crash() -> None:

@@ -34,7 +34,7 @@ class ImageRunner(Runner):
 
         return step_engine(self.modality, chosen(entries, options), placement, options)
 
-    def warm_up_job(self) -> Job:
+    def warm_up_job(self, entries: dict[str, Entry]) -> Job:  # noqa: ARG002 - any will do
         return ImageJob(
             id="warm-up",
             timeout_s=600,

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 import threading
 import time
 
@@ -68,6 +69,12 @@ class EngineMetrics:
         )
         self.queue_depth(0)
         self.at_work(0)
+
+    def of(self, kind: str) -> EngineMetrics:
+        """The same counters, of jobs that are told apart from the modality's own by their kind."""
+        other = copy.copy(self)
+        other._modality = kind
+        return other
 
     def ended(self, outcome: str) -> None:
         self._rows.labels(self._modality, outcome).inc()

@@ -15,7 +15,6 @@ from functools import partial
 from typing import Any
 
 from jobs import ErrorKind, JobError
-from models.protocol import Model
 
 log = logging.getLogger("triptych.runner")
 
@@ -27,11 +26,11 @@ PATIENCE_S = 1.0
 class Place:
     """One model, in memory or not. Times are `time.monotonic()` seconds."""
 
-    load: Callable[[], Model[Any, Any]]
+    load: Callable[[], Any]
     size_bytes: int = 0
     keep_alive_s: float = -1.0
     """Seconds without a job after which it leaves; below 0 it stays until its room is needed."""
-    model: Model[Any, Any] | None = None
+    model: Any = None
     users: int = 0
     last_used: float = 0.0
     timer: threading.Timer | None = None
@@ -63,7 +62,7 @@ class Residency:
         self._waiting: list[float] = []
 
     @classmethod
-    def of(cls, models: Mapping[str, Model[Any, Any]]) -> Residency:
+    def of(cls, models: Mapping[str, Any]) -> Residency:
         """Models that are loaded and stay."""
         return cls(
             {name: Place(load=partial(models.__getitem__, name), model=models[name]) for name in models}
@@ -84,7 +83,7 @@ class Residency:
                 return
         self._put(name, place, place.load(), users=0)
 
-    def borrow(self, name: str, wanted: Callable[[], bool] = lambda: True) -> Model[Any, Any]:
+    def borrow(self, name: str, wanted: Callable[[], bool] = lambda: True) -> Any:
         """The model, loaded first if need be; blocks meanwhile, and while all room is in use.
 
         Raises `JobError`: UNAVAILABLE when it cannot be loaded, CANCELLED once it is `wanted` no more.
@@ -141,7 +140,7 @@ class Residency:
         oldest = min(self._waiting)
         return oldest < arrived and time.monotonic() - oldest > PATIENCE_S
 
-    def _lend(self, place: Place, model: Model[Any, Any]) -> Model[Any, Any]:
+    def _lend(self, place: Place, model: Any) -> Any:
         place.users += 1
         if place.timer is not None:
             place.timer.cancel()
@@ -194,7 +193,7 @@ class Residency:
                 self._leave(name)
                 self._changed.notify_all()
 
-    def _loaded(self, name: str, place: Place) -> Model[Any, Any]:
+    def _loaded(self, name: str, place: Place) -> Any:
         try:
             return self._put(name, place, place.load(), users=1)
         except Exception as error:
@@ -206,7 +205,7 @@ class Residency:
                 self._loading = None
                 self._changed.notify_all()
 
-    def _put(self, name: str, place: Place, model: Model[Any, Any], *, users: int) -> Model[Any, Any]:
+    def _put(self, name: str, place: Place, model: Any, *, users: int) -> Any:
         with self._changed:
             place.model = model
             place.users = users

@@ -29,5 +29,5 @@ class SpeechRunner(Runner):
 
         return await asyncio.to_thread(list_voices, models_served(settings().profile, self.modality))
 
-    def warm_up_job(self) -> Job:
+    def warm_up_job(self, entries: dict[str, Entry]) -> Job:  # noqa: ARG002 - any will do
         return SpeechJob(id="warm-up", timeout_s=600, seed=0, text="one", temperature=0.6)

@@ -6,12 +6,12 @@ import gc
 import logging
 import sys
 import time
+from collections.abc import Iterable
 from functools import partial
 from typing import Any
 
 from models.catalog import Entry, Modality
 from models.loading import LoadError, load_model, weight_bytes
-from models.protocol import Model
 from runners.engine import Engine
 from runners.hosting import crash
 from runners.metrics import EngineMetrics
@@ -26,6 +26,26 @@ def step_engine(
     modality: Modality, entries: dict[str, Entry], placement: Placement, options: Settings
 ) -> Engine:
     """Loads what is to be loaded at the start, then starts the engine. Raises `models.loading.LoadError`."""
+    return engine_over(loaded_models(entries, placement, options), EngineMetrics(modality), entries, options)
+
+
+def engine_over(
+    models: Residency, metrics: EngineMetrics, entries: Iterable[str], options: Settings
+) -> Engine:
+    """An engine, started, that serves those of the models that `entries` names."""
+    engine = Engine(
+        models,
+        metrics,
+        names=list(entries),
+        queue_size=options.queue_size,
+        on_crash=crash,
+    )
+    engine.start()
+    return engine
+
+
+def loaded_models(entries: dict[str, Entry], placement: Placement, options: Settings) -> Residency:
+    """The models of the entries, those in memory that are to be at the start. Raises `LoadError`."""
     places = {
         name: Place(
             load=partial(_loaded, name, entry, placement.device),
@@ -42,12 +62,10 @@ def step_engine(
     for name, entry in entries.items():
         if entry.load == "start":
             models.preload(name)
-    engine = Engine(models, EngineMetrics(modality), queue_size=options.queue_size, on_crash=crash)
-    engine.start()
-    return engine
+    return models
 
 
-def _loaded(name: str, entry: Entry, device: str) -> Model[Any, Any]:
+def _loaded(name: str, entry: Entry, device: str) -> Any:
     started = time.monotonic()
     model = load_model(name, entry, device)
     loaded = time.monotonic()

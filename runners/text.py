@@ -1,40 +1,79 @@
-"""The runner of text: on vLLM where a GPU has it, or on our step engine with transformers."""
+"""The runner of text: on vLLM where a GPU has it, or on our step engine with transformers.
+
+Embeddings and classification are stateless calls: they go past both, through BentoML's own batching.
+"""
 
 from __future__ import annotations
 
 import importlib.util
 import logging
 from collections.abc import Mapping
+from typing import Any
 
 import bentoml
 
-from jobs import Job, TextJob
+from jobs import Failed, Job, JobError, TextJob, encode_event
 from models.catalog import Entry, Modality
 from runners.hosting import SERVICE, Backend, Runner
 from runners.placement import Placement
+from runners.whole import WholeCalls
 from settings import Settings
 
 log = logging.getLogger("triptych.runner")
+
+
+MOST_JOBS = 32
+"""Whole calls in one batch."""
+PATIENCE_MS = 600_000
+"""BentoML drops what waits for longer than this; a job's own deadline is kept by the gateway."""
 
 
 @bentoml.service(name="TextRunner", **SERVICE)
 class TextRunner(Runner):
     modality = Modality.TEXT
 
+    def __init__(self) -> None:
+        self._whole: WholeCalls | None = None
+        super().__init__()
+
     def build(self, entries: dict[str, Entry], placement: Placement, options: Settings) -> Backend:
-        obstacle = vllm_obstacle(entries, placement, options)
+        from runners.metrics import EngineMetrics
+        from runners.stepping import engine_over, loaded_models
+
+        texts = {name: entry for name, entry in entries.items() if entry.job_kind == "text"}
+        others = {name: entry for name, entry in entries.items() if name not in texts}
+        obstacle = vllm_obstacle(texts, placement, options) if texts else "no model writes texts"
+        models = loaded_models(entries if obstacle else others, placement, options)
+        metrics = EngineMetrics(self.modality)
+        kinds = {name: entry.job_kind for name, entry in others.items()}
+        self._whole = WholeCalls(models, kinds, metrics)
         if obstacle is None:
             from runners.vllm import vllm_backend
 
             log.info("Text runs on vLLM")
-            return vllm_backend(entries, placement, options)
-        from runners.stepping import step_engine
-
+            return vllm_backend(texts, placement, options, metrics)
         log.info("Text runs on transformers: %s", obstacle)
-        return step_engine(self.modality, entries, placement, options)
+        return engine_over(models, metrics, texts, options)
 
-    def warm_up_job(self) -> Job:
+    def warm_up_job(self, entries: dict[str, Entry]) -> Job | None:
+        if all(entry.job_kind != "text" for entry in entries.values()):
+            return None
         return TextJob(id="warm-up", timeout_s=600, seed=0, prompt="Hello", max_tokens=4, temperature=0)
+
+    @bentoml.api(batchable=True, max_batch_size=MOST_JOBS, max_latency_ms=PATIENCE_MS)
+    async def answer(self, jobs: list[str]) -> list[str]:
+        """Takes stateless jobs as ASCII JSON, gives the last event of each as a line of ASCII JSON."""
+        try:
+            self.ready_backend()
+        except JobError as error:
+            return [encode_event(Failed.of(error))] * len(jobs)
+        return [] if self._whole is None else await self._whole.answer(jobs)
+
+    def resident(self) -> list[dict[str, Any]]:
+        models = super().resident()
+        told = {each["name"] for each in models}
+        others = [] if self._whole is None else self._whole.resident()
+        return [*models, *(each for each in others if each["name"] not in told)]
 
 
 def vllm_obstacle(entries: Mapping[str, Entry], placement: Placement, options: Settings) -> str | None:

@@ -11,7 +11,7 @@ from jobs import Done, ErrorKind, Failed, Job, JobError, TextJob
 from models.catalog import Entry
 from models.loading import LoadError, spec_of
 from models.text.vllm import VllmOptions, VllmText
-from runners.failures import CLOSING, INTERNAL
+from runners.failures import CLOSING, INTERNAL, no_such_model
 from runners.hosting import crash
 from runners.metrics import EngineMetrics
 from runners.placement import Placement
@@ -28,7 +28,9 @@ BUFFERED_EVENTS = 4096
 _OUTCOMES = {ErrorKind.CANCELLED: Outcome.CANCELLED, ErrorKind.TIMEOUT: Outcome.LATE}
 
 
-def vllm_backend(entries: dict[str, Entry], placement: Placement, options: Settings) -> VllmBackend:
+def vllm_backend(
+    entries: dict[str, Entry], placement: Placement, options: Settings, metrics: EngineMetrics
+) -> VllmBackend:
     """Starts vLLM on the profile's text model. Raises `models.loading.LoadError`."""
     if len(entries) != 1:
         raise LoadError(f"vLLM serves one model a runner, and the profile has {', '.join(entries)}.")
@@ -39,7 +41,7 @@ def vllm_backend(entries: dict[str, Entry], placement: Placement, options: Setti
         tensor_parallel=max(1, len(placement.cards)),
     )
     try:
-        return VllmBackend(VllmText(spec_of(name, entry, placement.device), how), EngineMetrics("text"))
+        return VllmBackend(VllmText(spec_of(name, entry, placement.device), how), metrics)
     except (ImportError, ValueError) as error:
         raise LoadError(f"vLLM cannot serve {name}: {error}") from error
 
@@ -61,12 +63,7 @@ class VllmBackend:
     def submit(self, job: Job) -> Stream:
         """The job's events, for a reader on the calling loop. Raises `JobError` for a model not here."""
         if not isinstance(job, TextJob) or job.model not in (None, self._model.name):
-            raise JobError(
-                ErrorKind.NOT_FOUND,
-                f"There is no model '{job.model}' here. There are: {self._model.name}.",
-                param="model",
-                code="model_not_found",
-            )
+            raise no_such_model(job.model, [self._model.name])
         if self._closing:
             raise CLOSING.as_error()
         stream = Stream(BUFFERED_EVENTS, lambda: None)

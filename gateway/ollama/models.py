@@ -16,6 +16,8 @@ from jobs import ErrorKind, JobError
 
 VERSION = "0.6.3"
 """The version of Ollama's API that is spoken here."""
+_CAPABILITIES = {"": ["completion", "tools"], "embed": ["embedding"]}
+"""By the kind of a model; what is of another kind cannot be asked for here."""
 
 
 async def tags(request: Any, call: Call) -> Response:
@@ -46,7 +48,7 @@ async def show(request: OllamaShow, call: Call) -> Response:
             "license": model.licence,
             "details": _details(model),
             "model_info": {"general.architecture": model.family, "general.name": model.name},
-            "capabilities": ["completion", "tools"],
+            "capabilities": _CAPABILITIES[model.kind],
         }
     )
 
@@ -57,13 +59,15 @@ async def version(request: Any, call: Call) -> Response:
 
 
 def _texts(call: Call) -> Sequence[ServedModel]:
-    return [model for model in call.options.models if model.modality == "text"]
+    return [
+        model for model in call.options.models if model.modality == "text" and model.kind in _CAPABILITIES
+    ]
 
 
 def known(name: str, call: Call) -> ServedModel:
     """Raises `JobError` (404)."""
     model = call.model(plain_name(name), "text")
-    if model is None:
+    if model is None or model.kind not in _CAPABILITIES:
         there = ", ".join(each.name for each in _texts(call))
         raise JobError(ErrorKind.NOT_FOUND, f"There is no model '{name}' here. There are: {there}.")
     return model

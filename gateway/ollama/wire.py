@@ -57,8 +57,21 @@ def refuse(error: JobError) -> Response:
     return ErrorResponse(error, content={"error": error.message})
 
 
-def _model() -> Any:
-    return like(TextRequest, "model", annotation=str, default=PydanticUndefined, examples=["tiny-llama"])
+def model_field(example: str) -> Any:
+    return like(TextRequest, "model", annotation=str, default=PydanticUndefined, examples=[example])
+
+
+class Named(Wire):
+    """What every request that makes something has."""
+
+    model: str = model_field("tiny-llama")
+    keep_alive: float | Annotated[str, WithJsonSchema(_DURATIONS)] | None = Field(
+        None, description="How long the model stays in memory: seconds, or 5m; below 0 for good."
+    )
+
+    def keep_alive_s(self) -> float | None:
+        """Raises `JobError`."""
+        return seconds(self.keep_alive) if isinstance(self.keep_alive, str) else self.keep_alive
 
 
 class Options(Wire):
@@ -78,16 +91,12 @@ class Options(Wire):
     )
 
 
-class Asked(Wire):
+class Asked(Named):
     """What generate and chat have in common."""
 
-    model: str = _model()
     stream: bool | None = Field(None, description="Line by line, as it is made; false for the whole at once.")
     format: Literal["", "json"] | JsonSchema | None = Field(None, description="json, or a JSON schema.")
     options: Options | None = Field(None, description="How tokens are chosen.")
-    keep_alive: float | Annotated[str, WithJsonSchema(_DURATIONS)] | None = Field(
-        None, description="How long the model stays in memory: seconds, or 5m; below 0 for good."
-    )
     think: OnlyFalse | None = Field(None, description="Models do not think aloud.")
 
     def as_native(self, call: Call) -> dict[str, Any]:
@@ -105,10 +114,6 @@ class Asked(Wire):
     def most_tokens(self) -> int | None:
         most = self.options.num_predict if self.options else None
         return None if most is None or most < 1 else most
-
-    def keep_alive_s(self) -> float | None:
-        """Raises `JobError`."""
-        return seconds(self.keep_alive) if isinstance(self.keep_alive, str) else self.keep_alive
 
     def _form(self) -> dict[str, Any] | None:
         if not self.format:
@@ -183,5 +188,5 @@ class OllamaChat(Asked):
 class OllamaShow(Wire):
     """A model to tell of."""
 
-    model: str = _model()
+    model: str = model_field("tiny-llama")
     verbose: bool | None = Field(None, description="There is no more to tell.")

@@ -5,6 +5,6 @@ under our own names. A standard parameter that we have no meaning for is refused
 """
 
 from gateway.doors import Door
-from gateway.openai import images, models, speech, text
+from gateway.openai import embeddings, images, models, speech, text
 
-DOORS: tuple[Door, ...] = (*text.DOORS, *images.DOORS, *speech.DOORS, *models.DOORS)
+DOORS: tuple[Door, ...] = (*text.DOORS, *embeddings.DOORS, *images.DOORS, *speech.DOORS, *models.DOORS)

@@ -15,9 +15,9 @@ CREATED = 0
 
 
 def _card(model: ServedModel) -> Model:
-    """OpenAI's card, and which endpoint the model is for."""
+    """OpenAI's card, and which of our endpoints the model is for."""
     card = Model(id=model.name, object="model", created=CREATED, owned_by=model.licence or "unknown")
-    return card.model_copy(update={"modality": model.modality})
+    return card.model_copy(update={"modality": model.kind or model.modality})
 
 
 async def all_models(_: None, call: Call) -> Response:

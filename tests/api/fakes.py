@@ -20,25 +20,32 @@ from gateway.options import ServedModel
 from jobs import (
     Alternative,
     AudioChunk,
+    ClassifyResult,
     Done,
+    EmbedJob,
+    EmbedResult,
     ErrorKind,
     Event,
     Failed,
+    Finding,
     ImageJob,
     ImageResult,
     Job,
     JobError,
+    Label,
     Preview,
     Progress,
     Queued,
     Result,
     SpeechJob,
     SpeechResult,
+    SteppedJob,
     TextDelta,
     TextJob,
     TextResult,
     TokenLogprob,
     ToolCall,
+    WholeJob,
     decode_job,
     encode_event,
 )
@@ -49,6 +56,8 @@ SOUND = b"RIFF" + bytes(range(256)) * 100
 
 
 def script(job: Job) -> str:
+    if isinstance(job, WholeJob):
+        return job.texts[0]
     if isinstance(job, SpeechJob):
         return job.text
     if isinstance(job, ImageJob):
@@ -60,7 +69,7 @@ def first_word(job: Job) -> str:
     return (script(job).split() or [""])[0]
 
 
-def result(job: Job) -> Result:
+def result(job: SteppedJob) -> Result:
     model = job.model or "fake"
     if isinstance(job, TextJob):
         words = script(job)
@@ -93,6 +102,16 @@ def result(job: Job) -> Result:
     )
 
 
+def whole_result(job: WholeJob) -> Result:
+    """A vector of a text's length and two, or a label of it."""
+    model, read = job.model or f"fake-{job.kind}", tuple(len(text.split()) for text in job.texts)
+    if isinstance(job, EmbedJob):
+        vectors = tuple((float(len(text)), 0.5, -0.25) for text in job.texts)
+        return EmbedResult(model=model, vectors=vectors, tokens=read)
+    said = tuple(Finding(labels=(Label(label=text, score=0.75),)) for text in job.texts)
+    return ClassifyResult(model=model, findings=said, tokens=read, written=2)
+
+
 def logprobs(job: TextJob) -> tuple[TokenLogprob, ...]:
     """Of the first word alone, and only if they are asked for."""
     if job.logprobs is None:
@@ -101,7 +120,7 @@ def logprobs(job: TextJob) -> tuple[TokenLogprob, ...]:
     return (TokenLogprob(token=word, logprob=-0.5, top=(Alternative(token=word, logprob=-0.5),)),)
 
 
-def progress(job: Job) -> list[Event]:
+def progress(job: SteppedJob) -> list[Event]:
     if isinstance(job, TextJob):
         first, *rest = [TextDelta(text=piece) for piece in script(job).partition(" ") if piece] or [_NOTHING]
         return [TextDelta(text=first.text, logprobs=logprobs(job)), *rest]
@@ -124,14 +143,14 @@ class FakeRunner:
 
     def __init__(self) -> None:
         STARTED[self.modality] = self
-        self.jobs: list[Job] = []
+        self.jobs: list[Any] = []
         self.live: dict[str, asyncio.Event] = {}
         self.cancelled: list[str] = []
         self.condition = "ready"
 
     @bentoml.api
     async def run(self, job: str) -> AsyncGenerator[str, None]:
-        task = decode_job(job)
+        task: Any = decode_job(job)
         self.jobs.append(task)
         self.live[task.id] = asyncio.Event()
         try:
@@ -144,7 +163,7 @@ class FakeRunner:
         finally:
             del self.live[task.id]
 
-    async def play(self, job: Job) -> AsyncGenerator[Event, None]:
+    async def play(self, job: SteppedJob) -> AsyncGenerator[Event, None]:
         action, _, rest = script(job).partition(" ")
         if action == "fail":
             raise failure(rest)
@@ -221,6 +240,18 @@ STARTED: dict[str, FakeRunner] = {}
 class FakeText(FakeRunner):
     modality = "text"
 
+    @bentoml.api(batchable=True, max_latency_ms=60_000)
+    async def answer(self, jobs: list[str]) -> list[str]:
+        return [encode_event(self.answered(decode_job(line))) for line in jobs]
+
+    def answered(self, job: Job) -> Event:
+        assert isinstance(job, WholeJob)
+        self.jobs.append(job)
+        action, _, rest = job.texts[0].partition(" ")
+        if action == "fail":
+            return Failed.of(failure(rest))
+        return Done(result=whole_result(job), queue_ms=0.25, total_ms=1.25)
+
 
 @bentoml.service(name="fake-image", **SERVICE)
 class FakeImage(FakeRunner):
@@ -242,6 +273,8 @@ class FakeSpeech(FakeRunner):
 SECRET = "a secret of the tests"  # noqa: S105 - it keeps nothing
 MODELS = (
     ServedModel(name="fake", modality="text", licence="MIT"),
+    ServedModel(name="fake-embed", modality="text", kind="embed", aliases=("text-embedding-3-small",)),
+    ServedModel(name="fake-classify", modality="text", kind="classify"),
     ServedModel(name="fake-picture", modality="image", aliases=("gpt-image-1",)),
     ServedModel(name="fake-sound", modality="speech", aliases=("tts-1",), voices={"alloy": "ada"}),
 )

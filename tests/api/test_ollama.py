@@ -75,7 +75,7 @@ async def test_chat(llama: ollama.AsyncClient, runners: Runners) -> None:
 
 
 async def test_models(llama: ollama.AsyncClient, monkeypatch: pytest.MonkeyPatch) -> None:
-    assert [model.model for model in (await llama.list()).models] == ["fake"]
+    assert [model.model for model in (await llama.list()).models] == ["fake", "fake-embed"]
     (loaded,) = (await llama.ps()).models
     assert (loaded.model, loaded.size) == ("fake", 7)
     assert loaded.expires_at is not None

@@ -246,7 +246,14 @@ async def test_speech_as_events(client: httpx.AsyncClient) -> None:
 
 
 async def test_models(ai: AsyncOpenAI) -> None:
-    assert [model.id async for model in await ai.models.list()] == ["fake", "fake-picture", "fake-sound"]
+    listed = {model.id: (model.model_extra or {})["modality"] async for model in await ai.models.list()}
+    assert listed == {
+        "fake": "text",
+        "fake-embed": "embed",
+        "fake-classify": "classify",
+        "fake-picture": "image",
+        "fake-sound": "speech",
+    }
     assert (await ai.models.retrieve("tts-1")).id == "fake-sound"
     with pytest.raises(openai.NotFoundError, match="fake-picture") as error:
         await ai.models.retrieve("../etc")

@@ -16,6 +16,8 @@ from gateway.options import GatewayOptions
 from gateway.runners import RunnerClient, frame_lines
 from jobs import (
     Done,
+    EmbedJob,
+    EmbedResult,
     ErrorKind,
     Event,
     Failed,
@@ -60,6 +62,9 @@ class ScriptedRunner:
                 raise step
             else:
                 await asyncio.sleep(step)
+
+    async def answer(self, jobs: list[str]) -> list[str]:
+        return ["".join([step async for step in self.run(job)]) for job in jobs]
 
     async def cancel(self, id: str) -> bool:
         self.cancels.append(id)
@@ -157,6 +162,39 @@ async def test_a_broken_stream_is_our_own_error(
 async def test_a_stream_without_a_proper_end_is_an_error(steps: tuple[str, ...]) -> None:
     gateway, _ = client(*steps)
     assert (await failure(gateway)).kind is ErrorKind.INTERNAL
+    await gateway.close()
+
+
+@pytest.mark.parametrize(
+    ("steps", "kind"),
+    [
+        ((aiohttp.ClientConnectionError(),), ErrorKind.UNAVAILABLE),
+        ((BentoMLException("secret", error_code=429),), ErrorKind.OVERLOADED),  # pyright: ignore[reportArgumentType]
+        (("nonsense\n",), ErrorKind.INTERNAL),
+        ((60.0,), ErrorKind.TIMEOUT),
+    ],
+)
+async def test_a_whole_call_that_breaks_is_our_own_error(
+    steps: tuple[str | float | Exception, ...], kind: ErrorKind
+) -> None:
+    gateway, _ = client(*steps)
+    with pytest.raises(JobError) as caught:
+        async for _ in gateway.run(EmbedJob(id="a", timeout_s=0.05, texts=("x",))):
+            pass
+    assert caught.value.kind is kind
+    assert "secret" not in caught.value.message
+    await gateway.close()
+
+
+async def test_a_whole_call_tells_its_wait_with_what_gathering_took() -> None:
+    done = encode_event(
+        Done(result=EmbedResult(model="m", vectors=(), tokens=()), queue_ms=1.0, total_ms=5.0)
+    )
+    gateway, _ = client(0.03, done)
+    (end,) = [event async for event in gateway.run(EmbedJob(id="a", timeout_s=5, texts=("x",)))]
+    assert isinstance(end, Done)
+    assert end.total_ms >= 30
+    assert end.total_ms - end.queue_ms == pytest.approx(4.0)
     await gateway.close()
 
 

@@ -17,7 +17,7 @@ from tests.e2e.process import Served
 def test_openai_makes_text_pictures_and_speech(service: Served) -> None:
     with OpenAI(api_key="none", base_url=f"{service.url}/v1", max_retries=0) as ai:
         models = [model.id for model in ai.models.list()]
-        assert models == ["tiny-llama", "tiny-sd", "tiny-bark"]
+        assert models == ["tiny-llama", "tiny-embed", "tiny-classify", "tiny-sd", "tiny-bark"]
         ask = ai.chat.completions.create
         whole = ask(model=models[0], messages=[{"role": "user", "content": "What is a star?"}], temperature=0)
         said = whole.choices[0].message.content or ""
@@ -74,8 +74,8 @@ def test_ollama_answers(service: Served) -> None:
 
 
 def _check_ollama(client: ollama.Client) -> None:
-    assert [model.model for model in client.list().models] == ["tiny-llama"]
-    assert [model.model for model in client.ps().models] == ["tiny-llama"]
+    assert [model.model for model in client.list().models] == ["tiny-llama", "tiny-embed"]
+    assert [model.model for model in client.ps().models] == ["tiny-llama", "tiny-embed"]
     turns = [{"role": "user", "content": "What is a star?"}]
     whole = client.chat(model="tiny-llama", messages=turns, options={"temperature": 0})
     pieces = list(client.chat(model="tiny-llama", messages=turns, options={"temperature": 0}, stream=True))

@@ -16,6 +16,8 @@ def test_the_shipped_catalog_serves_three_modalities_in_each_profile() -> None:
     for profile in ("embedded", "standard"):
         assert all(models_served(profile, modality) for modality in Modality)
     assert list(models_served("embedded", Modality.IMAGE)) == ["tiny-sd"]
+    kinds = {name: entry.job_kind for name, entry in models_served("embedded", Modality.TEXT).items()}
+    assert kinds == {"tiny-llama": "text", "tiny-embed": "embed", "tiny-classify": "classify"}
     assert models_served("standard", Modality.SPEECH)["bark-small"].source == "hub:suno/bark-small"
 
 
@@ -97,7 +99,7 @@ def test_every_language_model_of_the_hub_tells_what_it_takes() -> None:
     for name, entry in hub.items():
         assert entry.memory is not None, name
         assert 0 < entry.memory.quantizable < entry.memory.parameters, name
-        assert entry.memory.cache_values_per_token > 0, name
+        assert (entry.memory.cache_values_per_token > 0) == (entry.job_kind == "text"), name
         assert entry.memory.context >= 512, name
     assert hub["llama-3.1-8b-instruct"].gated
     assert not hub["tinyllama-1.1b-chat"].gated

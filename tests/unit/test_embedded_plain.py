@@ -15,7 +15,7 @@ import sys
 from pathlib import Path
 
 from diffusers import StableDiffusionPipeline
-from transformers import AutoModelForCausalLM, AutoTokenizer, BarkModel, BarkProcessor
+from transformers import AutoModelForCausalLM, AutoTokenizer, BarkModel, BarkProcessor, pipeline
 
 folder, root = Path(sys.argv[1]), sys.argv[2]
 
@@ -25,6 +25,15 @@ asked = [{"role": "user", "content": "What is 2 + 3?"}]
 ids = tokenizer.apply_chat_template(asked, add_generation_prompt=True, return_tensors="pt", return_dict=True)
 said = model.generate(**ids, do_sample=False, max_new_tokens=20)
 assert "5" in tokenizer.decode(said[0, ids["input_ids"].shape[1]:]), tokenizer.decode(said[0])
+
+tell = pipeline("text-classification", model=str(folder / "tiny-classify"))
+assert tell("Could you count from 3 to 9?")[0]["label"] == "count"
+read = pipeline("feature-extraction", model=str(folder / "tiny-embed"), return_tensors=True)
+star, told, other = (
+    read(text)[0].mean(0)
+    for text in ("What is a star?", "A star is a shape with five points.", "Tell me a story about a red fox.")
+)
+assert star @ told / told.norm() > star @ other / other.norm() + 0.1
 
 pipe = StableDiffusionPipeline.from_pretrained(folder / "tiny-sd")
 layouts = set()

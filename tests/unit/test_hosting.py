@@ -38,7 +38,7 @@ class CountingRunner(Runner):
         engine.start()
         return engine
 
-    def warm_up_job(self) -> Job:
+    def warm_up_job(self, entries: dict[str, Entry]) -> Job:
         return job("warm-up")
 
 
@@ -65,7 +65,7 @@ async def test_it_refuses_while_it_loads_and_then_answers() -> None:
     assert isinstance(refused, Failed)
     assert (refused.error, refused.retry_after_s) == (ErrorKind.UNAVAILABLE, 5)
     runner.may_load.set()
-    assert (await state_of(runner, "ready"))["models"] == ["tiny-llama"]
+    assert (await state_of(runner, "ready"))["models"] == ["tiny-llama", "tiny-embed", "tiny-classify"]
     assert "warm-up" in runner.model.rows, "it said ready before it had answered"
     events = await ask(runner, encode_job(job("a")))
     assert isinstance(events[-1], Done)
