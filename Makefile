@@ -15,8 +15,8 @@ export BENTOML_DO_NOT_TRACK := true
 # A comma that functions of make do not take for one of theirs.
 , := ,
 .PHONY: help serve env dev test lint format test-slow requirements bento clean \
-    train-text train-reading train-image train-lora train-speech score-embedded bench-image bench-speech bench-text \
-    bench-overhead bench-gpu soak chaos
+    train-text train-image train-lora train-speech score-embedded bench-image bench-speech bench-text \
+    bench-overhead bench-gpu soak chaos image image-gpu test-container
 
 help:  ## Show the targets
 	@grep -hE '^[a-z-]+:.*##' $(MAKEFILE_LIST) | awk -F ':.*## ' '{printf "  make %-14s %s\n", $$1, $$2}'
@@ -71,8 +71,6 @@ test-slow: dev .venv-vllm/.done  ## Run the slow tests: vLLM on a CPU, the Bento
 
 train-text: dev  ## Train the embedded text model anew
 	$(BIN)/python -m models.training.text --install
-train-reading: dev  ## Train the embedded models for embeddings and classification anew (ten minutes)
-	$(BIN)/python -m models.training.reading --install
 train-image: dev  ## Train the embedded picture model anew
 	$(BIN)/python -m models.training.image
 train-lora: dev  ## Train the style LoRAs anew
@@ -81,7 +79,6 @@ train-speech: dev  ## Train the embedded speech model anew (needs espeak-ng)
 	$(BIN)/python -m models.training.speech
 score-embedded: dev  ## Score the embedded models on held-out cases and write the tables to their cards
 	$(BIN)/python -m models.training.score_text
-	$(BIN)/python -m models.training.score_reading
 	$(BIN)/python -m models.training.score_image
 	$(BIN)/python -m models.training.score_speech
 
@@ -108,6 +105,12 @@ bench-gpu: dev  ## Measure pictures on a GPU against its limit (needs no BentoML
 
 bento: env  ## Build the Bento
 	$(BIN)/bentoml build
+
+image: dev  ## Build the image triptych:cpu with docker, podman or buildah, and its SBOM in build/
+	deploy/container/build.sh cpu
+
+image-gpu: dev  ## Build the image triptych:gpu
+	deploy/container/build.sh gpu
 
 COMPILE = $(BIN)/uv pip compile --quiet --no-emit-index-url --no-emit-find-links --no-header \
     --python-version 3.11 $(if $(PIP_FIND_LINKS),--find-links $(PIP_FIND_LINKS))
