@@ -31,4 +31,4 @@ told = {
     "width": len(vectors.json()["vectors"][0]),
     "network": network,
 }
-print(json.dumps(told))
+sys.stdout.write(json.dumps(told))
