@@ -1,4 +1,4 @@
-"""The dashboard in `deploy/grafana` asks for metrics that the service has, by labels that they have."""
+"""The dashboard and the alerts of `deploy/` ask for metrics that there are, by labels that they have."""
 
 from __future__ import annotations
 
@@ -7,6 +7,7 @@ import re
 from collections import defaultdict
 
 import httpx
+import yaml
 
 from runners.metrics import GPU_MEMORY
 from tests.e2e.process import ROOT
@@ -15,6 +16,14 @@ EXPRESSIONS = [
     target["expr"]
     for panel in json.loads((ROOT / "deploy/grafana/triptych.json").read_text(encoding="utf-8"))["panels"]
     for target in panel["targets"]
+]
+ALERTS = [
+    rule["expr"]
+    for group in yaml.safe_load((ROOT / "deploy/prometheus/alerts.yaml").read_text(encoding="utf-8"))[
+        "groups"
+    ]
+    for rule in group["rules"]
+    if "triptych_" in rule["expr"]
 ]
 _SERIES = re.compile(r"^(\w+)(?:\{(.*)\})? [^ ]+$", re.MULTILINE)
 _LABEL = re.compile(r'(\w+)="')
@@ -34,7 +43,7 @@ def test_each_expression_asks_for_what_is_there(client: httpx.Client) -> None:
     client.post("/speech", json={"text": "one"}).raise_for_status()
     there = scraped(client)
     there[GPU_MEMORY] = {"card", "of"}  # where there are cards
-    for expression in EXPRESSIONS:
+    for expression in [*EXPRESSIONS, *ALERTS]:
         names = set(re.findall(r"\btriptych_\w+", expression))
         assert names, expression
         assert names <= there.keys(), expression
