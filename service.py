@@ -10,6 +10,7 @@ import bentoml
 
 from gateway.greeting import greet
 from gateway.options import GatewayOptions, ServedModel
+from gateway.remote import Remotes
 from gateway.service import NO_ACCESS_LOG, Gateway, open_doors
 from models.catalog import WHOLE_CALLS, Modality, models_served
 from runners.image import ImageRunner
@@ -19,6 +20,13 @@ from settings import settings
 from untimed import UntimedService
 
 given = settings()
+
+
+def _runner(service: bentoml.Service[Any], urls: str | None) -> Any:
+    """Started beside the gateway, or reached where it is served."""
+    if urls is None:
+        return bentoml.depends(service)
+    return Remotes([url.strip() for url in urls.split(",") if url.strip()], given.runner_token)
 
 
 def _models() -> Iterator[ServedModel]:
@@ -40,9 +48,9 @@ def _models() -> Iterator[ServedModel]:
 class Triptych(Gateway):
     """Text, images and speech from open models."""
 
-    text_runner: Any = bentoml.depends(TextRunner, url=given.text_runner_url)
-    image_runner: Any = bentoml.depends(ImageRunner, url=given.image_runner_url)
-    speech_runner: Any = bentoml.depends(SpeechRunner, url=given.speech_runner_url)
+    text_runner: Any = _runner(TextRunner, given.text_runner_url)
+    image_runner: Any = _runner(ImageRunner, given.image_runner_url)
+    speech_runner: Any = _runner(SpeechRunner, given.speech_runner_url)
     options = GatewayOptions(
         timeout_s=given.timeout_s,
         stall_s=given.stall_s,

@@ -50,11 +50,13 @@ class Settings(BaseSettings):
     cpu_threads: Annotated[int, Field(ge=0, le=256)] = 0
     """Threads of each runner on a CPU; 0 deals out the cores: all to one runner, half to each of several."""
     text_runner_url: str | None = None
-    """Where the text runner is served on its own; without one it is started beside the gateway."""
+    """Where the text runner is served on its own, several with commas; else it is beside the gateway."""
     image_runner_url: str | None = None
     """Where the image runner is served on its own."""
     speech_runner_url: str | None = None
     """Where the speech runner is served on its own."""
+    runner_token: str | None = None
+    """What a gateway shows to runners on other machines, and they ask for; the same for all of them."""
     runners: Annotated[str, Field(pattern=r"^((text|image|speech)(,(text|image|speech))*)?$")] = ""
     """Which runners this machine has, as in `text,image`; empty for those that have no address above."""
     memory_gib: Annotated[float, Field(ge=0)] = 0

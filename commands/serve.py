@@ -29,7 +29,7 @@ def serve(
     What is served, and how, is in the settings: TRIPTYCH_... variables or triptych.toml.
     """
     options = settings()
-    _refuse_to_be_open(options)
+    _refuse_to_be_open(options, runner)
     for modality in Modality:
         models_served(options.profile, modality)
     _refuse_a_taken_port(options)
@@ -42,9 +42,19 @@ def serve(
     supervise(target, ROOT, options)
 
 
-def _refuse_to_be_open(options: Settings) -> None:
-    """Raises `CommandError` when others could come in without a key."""
-    if options.keyless or _is_loopback(options.host) or valid_keys():
+def _refuse_to_be_open(options: Settings, runner: Modality | None) -> None:
+    """Raises `CommandError` when others could come in without a key, or to a runner without the token."""
+    if options.keyless or _is_loopback(options.host):
+        return
+    if runner is not None:
+        if options.runner_token:
+            return
+        raise CommandError(
+            f"On {options.host} others can reach the runner: give it and its gateways one "
+            "TRIPTYCH_RUNNER_TOKEN, or set TRIPTYCH_KEYLESS=true where nobody else can reach it.",
+            Exit.USAGE,
+        )
+    if valid_keys():
         return
     raise CommandError(
         f"On {options.host} others can reach the service, and there are no keys: everybody could use it. "

@@ -26,7 +26,10 @@ CANCELLED = Failed(error=ErrorKind.CANCELLED, message="The request was cancelled
 CLOSING = Failed(error=ErrorKind.UNAVAILABLE, message="The runner is shutting down.", retry_after_s=5)
 
 UNKNOWN_JOB = Failed(
-    error=ErrorKind.INTERNAL, message="This runner does not understand the gateway's jobs: update both."
+    error=ErrorKind.UNAVAILABLE,  # while an update rolls on, another process of the runner may
+    message="This runner does not understand the gateway's jobs: update both.",
+    code="version_mismatch",
+    retry_after_s=5,
 )
 
 

@@ -18,16 +18,16 @@ from pydantic import ValidationError
 from jobs import Done, ErrorKind, Event, Failed, Job, JobError, WholeJob, decode_job, encode_event
 from models.catalog import CatalogError, Entry, Modality, models_served
 from runners.failures import UNKNOWN_JOB
+from runners.guard import GuardedService
 from runners.metrics import watch_gpu_memory
 from runners.placement import Placement, PlacementError, place, use_own_cards
 from settings import Settings, SettingsError, settings
 from tracing import start_tracing, stop_tracing
-from untimed import UntimedService
 
 log = logging.getLogger("triptych.runner")
 
 SERVICE: Any = {
-    "service_class": UntimedService,
+    "service_class": GuardedService,
     "workers": 1,
     # A stream is cut at its runner's timeout, so the runner's is out of the way and deadlines travel in jobs.
     "traffic": {"timeout": 86_400},

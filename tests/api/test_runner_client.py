@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
-from collections.abc import AsyncGenerator, AsyncIterator
+import socket
+from collections.abc import AsyncGenerator, AsyncIterator, Mapping
 from dataclasses import replace
 from typing import Any
 
@@ -12,8 +13,10 @@ import aiohttp
 import pytest
 from bentoml.exceptions import BentoMLException, ServiceUnavailable
 
+from gateway.links import frame_lines
 from gateway.options import GatewayOptions
-from gateway.runners import RunnerClient, frame_lines
+from gateway.remote import Remotes, addresses
+from gateway.runners import RunnerClient
 from jobs import (
     Done,
     EmbedJob,
@@ -311,3 +314,122 @@ async def test_no_more_jobs_than_connections() -> None:
     for stream in (waiting[1], third):
         await stream.aclose()
     await gateway.close()
+
+
+# --- several processes --------------------------------------------------------------------------------------
+
+
+class Elsewhere(Remotes):
+    """Scripted runners by their address; more may come, and some go."""
+
+    def __init__(self, **runners: ScriptedRunner) -> None:
+        super().__init__([], None)
+        self.runners: dict[str, Any] = dict(runners)
+
+    def known(self) -> Mapping[str, Any]:
+        return dict(self.runners)
+
+
+MADE = encode_event(TextDelta(text="a"))
+
+
+def several(*scripts: tuple[str | float | Exception, ...]) -> tuple[RunnerClient, list[ScriptedRunner]]:
+    runners = [ScriptedRunner(*steps) for steps in scripts]
+    places = {f"r{number}": runner for number, runner in enumerate(runners)}
+    return RunnerClient("text", Elsewhere(**places), OPTIONS), runners
+
+
+def failed(kind: ErrorKind, code: str) -> str:
+    return encode_event(Failed(error=kind, message="It is so.", code=code))
+
+
+@pytest.mark.parametrize(
+    "first",
+    [
+        (aiohttp.ClientConnectionError(),),
+        (QUEUED, aiohttp.ClientPayloadError()),
+        (QUEUED,),
+        (failed(ErrorKind.UNAVAILABLE, "version_mismatch"),),
+        (failed(ErrorKind.OVERLOADED, "queue_full"),),
+    ],
+)
+async def test_a_job_that_has_made_nothing_goes_to_another_process(
+    first: tuple[str | float | Exception, ...],
+) -> None:
+    gateway, runners = several(first, (QUEUED, MADE, DONE))
+    told = await events(gateway)
+    assert [type(event) for event in told[-2:]] == [TextDelta, Done]
+    assert [runner.runs for runner in runners] == [1, 1]
+    await gateway.close()
+
+
+@pytest.mark.parametrize(
+    "first",
+    [
+        (MADE, aiohttp.ClientPayloadError()),
+        (failed(ErrorKind.INVALID, "out_of_bounds"),),
+        (failed(ErrorKind.OVERLOADED, "insufficient_quota"),),
+    ],
+)
+async def test_a_job_that_has_made_something_or_is_wrong_does_not(
+    first: tuple[str | float | Exception, ...],
+) -> None:
+    gateway, runners = several(first, (DONE,))
+    await failure(gateway)
+    assert [runner.runs for runner in runners] == [1, 0]
+    await gateway.close()
+
+
+async def test_a_job_that_all_refuse_fails_once_for_all() -> None:
+    refused = (failed(ErrorKind.UNAVAILABLE, "runner_not_ready"),)
+    gateway, runners = several(refused, refused, refused)
+    assert (await failure(gateway)).code == "runner_not_ready"
+    assert [runner.runs for runner in runners] == [1, 1, 1]
+    await gateway.close()
+
+
+async def test_jobs_go_where_the_fewest_are() -> None:
+    gateway, runners = several((0.3, DONE), (0.3, DONE), (0.3, DONE))
+    await asyncio.gather(*(events(gateway) for _ in range(6)))
+    assert [runner.runs for runner in runners] == [2, 2, 2]
+    await gateway.close()
+
+
+async def test_processes_come_and_go() -> None:
+    first, second = ScriptedRunner(DONE), ScriptedRunner(DONE)
+    places = Elsewhere(first=first)
+    gateway = RunnerClient("text", places, OPTIONS)
+    await events(gateway)
+    places.runners = {"second": second}
+    await events(gateway)
+    assert (first.runs, second.runs) == (1, 1)
+    assert len(gateway.links) == 1
+    await gateway.close()
+
+
+async def test_a_runner_is_ready_when_one_of_its_processes_is() -> None:
+    gateway, (first, second) = several((60.0,), (DONE,))
+    assert (await gateway.state())["state"] == "ready"
+    waiting = asyncio.gather(failure(gateway))  # it opens the watch on the first
+    await until(lambda: gateway.in_flight == 1)
+    first.die()
+    second.alive.clear()
+    async with asyncio.timeout(5):
+        while (await gateway.state())["why"] == "":
+            await asyncio.sleep(0.01)
+    told = await gateway.state()
+    assert told["why"].startswith(("0 of 2", "1 of 2"))
+    second.alive.set()
+    waiting.cancel()
+    await asyncio.gather(waiting, return_exceptions=True)
+    await gateway.close()
+
+
+async def test_a_name_stands_for_each_of_its_addresses(monkeypatch: pytest.MonkeyPatch) -> None:
+    def found(*_: Any, **__: Any) -> list[Any]:
+        return [(socket.AF_INET, 1, 6, "", (host, 3000)) for host in ("10.0.0.2", "10.0.0.1", "10.0.0.2")]
+
+    monkeypatch.setattr(socket, "getaddrinfo", found)
+    assert await addresses("http://runners:3000") == ["http://10.0.0.1:3000", "http://10.0.0.2:3000"]
+    assert await addresses("https://runners:3000") == ["https://runners:3000"]
+    assert await addresses("http://10.0.0.9:3000") == ["http://10.0.0.9:3000"]

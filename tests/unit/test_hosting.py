@@ -89,7 +89,7 @@ async def test_a_job_it_does_not_know_is_refused() -> None:
     for line in ("not a job", '{"kind": "text", "version": 99}'):
         (refused,) = await ask(runner, line)
         assert isinstance(refused, Failed)
-        assert refused.error is ErrorKind.INTERNAL
+        assert (refused.error, refused.code) == (ErrorKind.UNAVAILABLE, "version_mismatch")
     await asyncio.to_thread(runner.stop)
 
 

@@ -100,10 +100,10 @@ def test_a_bad_one_fails_alone_wherever_it_fails() -> None:
     failures = [end.error for end in ends[1:-1] if isinstance(end, Failed)]
     assert failures == [
         ErrorKind.INTERNAL,
-        ErrorKind.INTERNAL,
+        ErrorKind.UNAVAILABLE,
         ErrorKind.INVALID,
         ErrorKind.NOT_FOUND,
-        ErrorKind.INTERNAL,
+        ErrorKind.UNAVAILABLE,
         ErrorKind.NOT_FOUND,
     ]
     assert ends[3].param == "texts"
