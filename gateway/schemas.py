@@ -79,11 +79,12 @@ Seed = Annotated[
 ]
 
 
+MOST_KEPT_S = 86_400
 KeepAlive = Annotated[
     float | None,
     Field(
         ge=-1,
-        le=86_400,
+        le=MOST_KEPT_S,
         description="Seconds that the model stays in memory after this: 0 not at all, -1 for good; left out, "
         "as the catalog says.",
     ),

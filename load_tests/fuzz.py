@@ -20,6 +20,11 @@ import httpx
 
 JSON, FORM = "application/json", "multipart/form-data"
 _NOT_ASKED = {JSON: "positive_data_acceptance", FORM: "positive_data_acceptance,negative_data_rejection"}
+_CONFIG = """
+[checks.negative_data_rejection]
+expected-statuses = [400, 401, 403, 404, 405, 409, 413, 415, 422, 429]
+"""
+"""A text that is too long is refused as such, or with its whole body (413)."""
 _CASES = re.compile(r"(\d+) generated")
 
 
@@ -39,6 +44,7 @@ def fuzz(
     `only_errors`: just that no answer is a server's error.
     """
     document = httpx.get(f"{url}/docs.json").raise_for_status().json()
+    (folder / "schemathesis.toml").write_text(_CONFIG, encoding="utf-8")
     for media in (JSON, FORM):
         file = folder / f"{media.partition('/')[0]}.json"
         file.write_text(json.dumps(_only(document, media)), encoding="utf-8")

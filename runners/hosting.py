@@ -118,6 +118,10 @@ class Runner:
             yield "\n"
             await asyncio.sleep(BEAT_S)
 
+    def __is_ready__(self) -> bool:
+        """For BentoML's /readyz of a runner that is served alone: ready is with its models loaded."""
+        return self._state["state"] == "ready"
+
     # --- life cycle -----------------------------------------------------------------------------------------
 
     @bentoml.on_shutdown

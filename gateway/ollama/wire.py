@@ -14,7 +14,7 @@ from starlette.responses import Response
 from gateway.doors import Call, OnlyFalse, Wire, like
 from gateway.errors import ErrorResponse
 from gateway.explain import invalid
-from gateway.schemas import NO_NUL, MaybeWhole, Seed
+from gateway.schemas import MOST_KEPT_S, NO_NUL, MaybeWhole, Seed
 from gateway.text_schemas import ChatMessage, JsonSchema, StopStrings, TextRequest, ToolName, ToolSpec
 from jobs import JobError
 
@@ -70,8 +70,11 @@ class Named(Wire):
     )
 
     def keep_alive_s(self) -> float | None:
-        """Raises `JobError`."""
-        return seconds(self.keep_alive) if isinstance(self.keep_alive, str) else self.keep_alive
+        """As natively: -1 for good. Raises `JobError`."""
+        given = seconds(self.keep_alive) if isinstance(self.keep_alive, str) else self.keep_alive
+        if given is not None and given > MOST_KEPT_S:
+            raise invalid("`keep_alive` must be at most 24h.", "out_of_bounds", "keep_alive")
+        return given if given is None else max(given, -1.0)
 
 
 class Options(Wire):

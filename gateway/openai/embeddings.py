@@ -6,15 +6,14 @@ import base64
 from typing import Literal
 
 import numpy as np
-from openai.types import CreateEmbeddingResponse
-from pydantic import Field
+from pydantic import BaseModel, Field
 from starlette.responses import JSONResponse, Response
 
 from gateway.answers import last_event, result_of, timing_headers
 from gateway.doors import Call, Door, Wire, like, native
 from gateway.schemas import NO_NUL, KeepAlive
 from gateway.whole import embed_job
-from gateway.whole_schemas import EmbedRequest, TextOrTexts
+from gateway.whole_schemas import EmbedRequest, TextOrTexts, TokensRead
 from jobs import EmbedResult
 
 
@@ -48,6 +47,21 @@ class EmbeddingsRequest(Wire):
         return native(EmbedRequest, fields, {"texts": "input"})
 
 
+class Vector(BaseModel):
+    object: Literal["embedding"]
+    index: int
+    embedding: list[float] | str = Field(description="As `encoding_format` asks.")
+
+
+class EmbeddingsAnswer(BaseModel):
+    """OpenAI's CreateEmbeddingResponse, whose own type knows no base64."""
+
+    object: Literal["list"]
+    data: list[Vector]
+    model: str
+    usage: TokensRead
+
+
 async def embeddings(request: EmbeddingsRequest, call: Call) -> Response:
     job = embed_job(request.as_native(call), call.ticket, call.options.timeout_s)
     done = await last_event(call.runners["text"].run(job))
@@ -76,6 +90,6 @@ DOORS = (
         summary="OpenAI: makes a vector of each text.",
         request=EmbeddingsRequest,
         answer=embeddings,
-        answers=CreateEmbeddingResponse,
+        answers=EmbeddingsAnswer,
     ),
 )

@@ -39,7 +39,7 @@ async def test_generate(llama: ollama.AsyncClient, runners: Runners) -> None:
     job = job_of(runners)
     assert (job.model, job.seed, job.max_tokens, job.stop, job.keep_alive_s) == ("fake", 7, 9, ("x",), 5400)
     assert (job.repetition_penalty, job.prompt) == (1.5, None)
-    raw = await llama.generate(model="fake", prompt="hello", raw=True, keep_alive=-1)
+    raw = await llama.generate(model="fake", prompt="hello", raw=True, keep_alive="-5m")
     assert raw.response == "hello"
     assert (job_of(runners).prompt, job_of(runners).max_tokens, job_of(runners).keep_alive_s) == (
         "hello",
@@ -111,6 +111,7 @@ async def test_errors_are_one_string(llama: ollama.AsyncClient, client: httpx.As
         ({"model": "fake", "prompt": "x", "images": ["aGk="]}, "images"),
         ({"model": "fake", "prompt": "x", "options": {"temperature": 9}}, "options.temperature"),
         ({"model": "fake", "prompt": "x", "keep_alive": "soon"}, "keep_alive"),
+        ({"model": "fake", "prompt": "x", "keep_alive": "25h"}, "keep_alive"),
         ({"prompt": "x"}, "model"),
     ],
 )

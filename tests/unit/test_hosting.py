@@ -61,12 +61,14 @@ async def state_of(runner: Runner, wanted: str) -> dict[str, Any]:
 async def test_it_refuses_while_it_loads_and_then_answers() -> None:
     runner = CountingRunner()
     assert (await runner.state())["state"] == "loading"
+    assert not runner.__is_ready__()
     (refused,) = await ask(runner, encode_job(job("early")))
     assert isinstance(refused, Failed)
     assert (refused.error, refused.retry_after_s) == (ErrorKind.UNAVAILABLE, 5)
     runner.may_load.set()
     assert (await state_of(runner, "ready"))["models"] == ["tiny-llama", "tiny-embed", "tiny-classify"]
     assert "warm-up" in runner.model.rows, "it said ready before it had answered"
+    assert runner.__is_ready__()
     events = await ask(runner, encode_job(job("a")))
     assert isinstance(events[-1], Done)
     await asyncio.to_thread(runner.stop)
