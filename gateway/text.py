@@ -53,6 +53,7 @@ def _job(request: TextRequest, ticket: Ticket, id: str, seed: int, timeout_s: fl
         top_p=request.top_p,
         top_k=request.top_k,
         min_p=request.min_p,
+        ignore_eos=request.ignore_eos,
         repetition_penalty=request.repetition_penalty,
         presence_penalty=request.presence_penalty,
         frequency_penalty=request.frequency_penalty,

@@ -157,6 +157,9 @@ class TextRequest(Strict, IODescriptor):
         1.0, gt=0, le=1, description="Choose among the likeliest tokens with this share of the probability."
     )
     top_k: Whole = Field(0, ge=0, le=1000, description="Choose among this many likeliest tokens; 0 is off.")
+    ignore_eos: bool = Field(
+        False, description="Go on past the end that the model sees, to `max_tokens`: for measuring speed."
+    )
     min_p: float = Field(
         0.0, ge=0, le=1, description="Leave out tokens less likely than this part of the likeliest."
     )

@@ -113,7 +113,7 @@ def take(row: Row, chosen: Chosen, end_tokens: frozenset[int]) -> Sequence[Event
     if row.matcher is not None:
         row.matcher.take(token)
     fresh = ""
-    if token in end_tokens:
+    if token in end_tokens and not row.job.ignore_eos:
         row.finish_reason = "stop"
     else:
         if chosen.logprob is not None:

@@ -21,6 +21,7 @@ def sampling_params(job: TextJob, prompt: Prompt) -> Any:
         top_p=job.top_p,
         top_k=job.top_k,
         min_p=job.min_p,
+        ignore_eos=job.ignore_eos,
         repetition_penalty=job.repetition_penalty,
         presence_penalty=job.presence_penalty,
         frequency_penalty=job.frequency_penalty,

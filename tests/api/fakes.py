@@ -224,7 +224,7 @@ def failure(kind: str) -> JobError:
 
 SERVICE: Any = {
     "service_class": UntimedService,
-    "traffic": {"timeout": 120},
+    "traffic": {"timeout": 10 * 365 * 86_400},  # it cuts `watch` too, whose end says that the runner has gone
     "runner_connection": {"max_requests": 10**9, "max_age": 1e9},
     "logging": {"access": {"enabled": False}},
 }

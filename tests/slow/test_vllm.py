@@ -6,6 +6,8 @@ import asyncio
 import importlib.util
 import json
 import re
+import subprocess
+import sys
 from collections.abc import AsyncGenerator, AsyncIterator
 from pathlib import Path
 from typing import Any
@@ -18,6 +20,7 @@ from jobs import Constraint, Done, ErrorKind, Event, JobError, Message, TextDelt
 from models.protocol import ModelSpec
 from models.text.decoder import Decoder, load
 from models.text.vllm import VllmOptions, VllmText
+from tests.e2e.process import ROOT, Served, free_port
 
 pytestmark = [
     pytest.mark.skipif(importlib.util.find_spec("vllm") is None, reason="vllm is not in this environment"),
@@ -195,3 +198,48 @@ async def test_queue_has_a_bound(vllm: VllmText) -> None:
     refused = [end for end in ends if isinstance(end, JobError)]
     assert [error.kind for error in refused] == [ErrorKind.OVERLOADED]
     assert refused[0].retry_after_s
+
+
+async def test_a_text_may_go_on_past_its_end(vllm: VllmText) -> None:
+    _, stops = await answer(vllm, question("stops", "What is a star?"))
+    _, on = await answer(vllm, question("on", "What is a star?", ignore_eos=True, max_tokens=40))
+    assert (stops.finish_reason, on.finish_reason, on.completion_tokens) == ("stop", "length", 40)
+
+
+BENCH = """
+import sys
+from vllm.benchmarks.serve import add_cli_args, main
+from vllm.utils.argparse_utils import FlexibleArgumentParser
+url, tokenizer, folder = sys.argv[1:]
+common = ["--base-url", url, "--model", "tiny-llama", "--tokenizer", tokenizer, "--dataset-name", "random",
+    "--random-input-len", "32", "--random-output-len", "16", "--num-prompts", "8", "--max-concurrency", "4",
+    "--temperature", "0", "--disable-tqdm", "--save-result", "--save-detailed", "--result-dir", folder]
+for backend, route in (("openai", "completions"), ("openai-chat", "chat/completions")):
+    parser = FlexibleArgumentParser()
+    add_cli_args(parser)
+    told = ["--backend", backend, "--endpoint", f"/v1/{route}", "--result-filename", f"{backend}.json"]
+    main(parser.parse_args([*common, *told]))
+"""
+
+
+def test_vllms_own_benchmark_client_is_served(tmp_path: Path) -> None:
+    # The service is in the other environment: this one has vLLM, and not all that it needs.
+    command = [str(ROOT / ".venv/bin/python"), "cli.py", "serve"]
+    state = {"TRIPTYCH_STATE_DIR": str(tmp_path / "state")}
+    served = Served(command, free_port(), tmp_path / "log", **state)
+    try:
+        served.wait_ready()
+        ran = subprocess.run(
+            [sys.executable, "-c", BENCH, served.url, str(FOLDER), str(tmp_path)],
+            capture_output=True,
+            text=True,
+            timeout=900,
+        )
+    finally:
+        served.stop()
+    assert ran.returncode == 0, ran.stderr[-3000:]
+    for backend in ("openai", "openai-chat"):
+        told = json.loads((tmp_path / f"{backend}.json").read_text())
+        assert (told["completed"], told["failed"]) == (8, 0), told["errors"]
+        assert 0 < told["total_output_tokens"] <= 8 * 16
+        assert told["median_ttft_ms"] > 0

@@ -180,6 +180,8 @@ def test_end_tokens_stop_and_are_counted(folder: Path, tmp_path: Path) -> None:
     count = tokens.index(tokens[5]) + 1
     assert (result.finish_reason, result.completion_tokens) == ("stop", count)
     assert answer(model, job("hello world", max_tokens=count - 1)).finish_reason == "length"
+    on = answer(model, job("hello world", ignore_eos=True, max_tokens=12))
+    assert (on.finish_reason, on.completion_tokens) == ("length", 12)
     listed = write_model(tmp_path, eos_token_id=[1, 7])
     assert load_checkpoint(ModelSpec(name="tiny", folder=listed)).end_tokens == {1, 7}
 
