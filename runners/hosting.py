@@ -29,8 +29,8 @@ log = logging.getLogger("triptych.runner")
 SERVICE: Any = {
     "service_class": GuardedService,
     "workers": 1,
-    # A stream is cut at its runner's timeout, `watch` too, whose end says that the runner has gone: so it is ten
-    # years, and deadlines travel in jobs.
+    # A stream is cut at its runner's timeout, `watch` too, whose end says that the runner has gone. So it is
+    # ten years, and deadlines travel in jobs.
     "traffic": {"timeout": 10 * 365 * 86_400},
     # The client that BentoML keeps to a runner closes its session, calls in flight included, at these bounds.
     "runner_connection": {"max_requests": 10**9, "max_age": 1e9},
