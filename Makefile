@@ -16,7 +16,7 @@ export BENTOML_DO_NOT_TRACK := true
 , := ,
 .PHONY: help serve env dev test lint format test-slow requirements bento clean \
     train-text train-image train-lora train-speech score-embedded bench-image bench-speech bench-text \
-    bench-overhead bench-gpu soak chaos image image-gpu test-container
+    bench-overhead bench-gpu load soak chaos image image-gpu test-container
 
 help:  ## Show the targets
 	@grep -hE '^[a-z-]+:.*##' $(MAKEFILE_LIST) | awk -F ':.*## ' '{printf "  make %-14s %s\n", $$1, $$2}'
@@ -87,6 +87,9 @@ bench-image: .venv/.bench  ## Compare picture serving with three peers (SHORT=1:
 
 bench-speech: .venv/.bench  ## Compare speech serving with Hugging Face's Bark (SHORT=1: in three minutes)
 	$(BIN)/python -m load_tests.speech $(if $(SHORT),--loads 0.6 --requests 16 --rounds 3)
+
+load: dev  ## A mixed crowd from 1 to 64 clients, a report with plots, thresholds (SHORT=1, URL=...)
+	$(BIN)/python -m load_tests.crowd.ramp $(if $(SHORT),--clients 1$(,)4$(,)16 --stage-s 8) $(if $(URL),--url $(URL))
 
 soak: dev  ## Watch for leaks under 32 clients for ten minutes (SHORT=1: one minute), pass or fail by row
 	$(BIN)/python -m load_tests.soak $(if $(SHORT),--short)
