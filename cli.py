@@ -5,6 +5,7 @@ from __future__ import annotations
 import typer
 
 from commands import keys, models
+from commands.bench import bench
 from commands.doctor import doctor
 from commands.drain import drain
 from commands.fetch import import_model, pull
@@ -31,6 +32,7 @@ def triptych() -> None:
 app.command()(serve)
 app.command()(plan)
 app.command()(doctor)
+app.command()(bench)
 models.app.command("pull")(pull)
 models.app.command("import")(import_model)
 app.add_typer(models.app, name="models")
