@@ -66,7 +66,7 @@ format: dev  ## Format the code
 	@touch $@
 
 test-slow: dev .venv-vllm/.done  ## Run the slow tests: vLLM on a CPU, the Bento from its store
-	$(BIN)/python -m pytest -m slow --ignore tests/slow/test_vllm.py
+	$(BIN)/python -m pytest -m slow --ignore tests/slow/test_vllm.py --ignore tests/container
 	.venv-vllm/bin/python -m pytest tests/slow/test_vllm.py
 
 train-text: dev  ## Train the embedded text model anew
@@ -114,6 +114,9 @@ image: dev  ## Build the image triptych:cpu with docker, podman or buildah, and 
 
 image-gpu: dev  ## Build the image triptych:gpu
 	deploy/container/build.sh gpu
+
+test-container: image  ## Build the CPU image, start it without a network and ask it (docs/operators.md)
+	$(BIN)/python -m pytest tests/container
 
 COMPILE = $(BIN)/uv pip compile --quiet --no-emit-index-url --no-emit-find-links --no-header \
     --python-version 3.11 $(if $(PIP_FIND_LINKS),--find-links $(PIP_FIND_LINKS))
