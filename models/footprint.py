@@ -50,8 +50,11 @@ def _whole_call(folder: Path) -> Memory:
 def _speech(folder: Path) -> Memory:
     config = _config(folder / "config.json")
     stages = [config["semantic_config"], config["coarse_acoustics_config"]]
+    blocks = [*stages, config["fine_acoustics_config"]]
     return Memory(
         parameters=_count(_weights(folder)),
+        # Of attention four widths times width, of the two layers behind it eight.
+        quantizable=sum(12 * stage["num_layers"] * stage["hidden_size"] ** 2 for stage in blocks),
         # Both stages keep a cache; theirs are of nearly the same length.
         cache_values_per_token=sum(2 * stage["num_layers"] * stage["hidden_size"] for stage in stages),
         context=max(stage["block_size"] for stage in stages),

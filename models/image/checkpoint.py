@@ -20,11 +20,11 @@ from safetensors.torch import load_file
 from transformers import CLIPTokenizer
 
 from models.image.parts import Parts
-from models.image.quantize import quantize
 from models.image.safety import load_safety_checker
 from models.image.text_encoder import PromptTokenizer, TextEncoder
 from models.image.vae import Vae
 from models.protocol import ModelSpec
+from models.quantize import quantize
 
 Layer = Literal["last", "last but one"]
 TextEncoders = Mapping[str, tuple[str, Any, Layer]]

@@ -22,6 +22,7 @@ from transformers import AutoTokenizer, BarkConfig, BarkModel, GenerationConfig
 
 from jobs import Event, SpeechJob, SpeechResult
 from models.protocol import Lane, ModelSpec, OutOfMemoryError
+from models.quantize import quantize
 from models.speech.encode import media_type, rate_of
 from models.speech.generation import Rules, read_rules
 from models.speech.lanes import Lanes, batched
@@ -192,15 +193,14 @@ def load(spec: ModelSpec) -> Bark:
 
     Raises:
         OSError: a file is missing or broken.
-        ValueError: the files do not fit together, or a precision is asked for that there is not.
+        ValueError: the files do not fit together.
     """
-    if spec.quantization is not None:
-        raise ValueError(
-            f"{spec.name}: speech runs in float32, bfloat16 or float16; leave the quantization out"
-        )
     model: Any = BarkModel.from_pretrained(
         spec.folder, dtype=getattr(torch, spec.dtype), attn_implementation="eager", local_files_only=True
     )
+    if spec.quantization is not None:
+        for stage in (model.semantic, model.coarse_acoustics, model.fine_acoustics):
+            quantize(stage.layers, spec.quantization, getattr(torch, spec.dtype))
     model.to(spec.device).eval().requires_grad_(False)
     rules = read_rules(model.config, model.generation_config)
     tokenizer: Any = AutoTokenizer.from_pretrained(spec.folder, local_files_only=True)

@@ -58,8 +58,8 @@ def take_norm(norm: nn.LayerNorm) -> Callable[[Tensor], Tensor]:
 
 
 def take_linear(linear: nn.Linear) -> Callable[[Tensor], Tensor]:
-    """The product with a layer's weights: [rows, in] to [rows, out]."""
-    return multiply(linear.weight, linear.bias)
+    """The product with a layer's weights: [rows, in] to [rows, out]. One that is quantized does it itself."""
+    return multiply(linear.weight, linear.bias) if type(linear) is nn.Linear else linear
 
 
 def multiply(weight: Tensor, bias: Tensor | None = None) -> Callable[[Tensor], Tensor]:

@@ -241,8 +241,3 @@ def test_a_cancelled_row_leaves_every_slot(bark: Bark) -> None:
     assert len(row.slots) == MAX_ABREAST
     bark.release(row)
     test_slots_are_bounded_and_come_back(bark)
-
-
-def test_quantization_is_refused(folder: Path) -> None:
-    with pytest.raises(ValueError, match="quantization"):
-        load(ModelSpec(name="tiny", folder=folder, quantization="int8"))
