@@ -32,7 +32,10 @@ def here(text: str, service: Served) -> str:
     return text.replace("http://127.0.0.1:3000", service.url)
 
 
-@pytest.mark.parametrize(("page", "command"), blocks("bash"))
+ASKING = [(page, command) for page, command in blocks("bash") if "127.0.0.1:3000" in command]
+
+
+@pytest.mark.parametrize(("page", "command"), ASKING)
 def test_commands(service: Served, page: str, command: str, tmp_path: Path) -> None:
     run = subprocess.run(
         ["bash", "-euc", here(command, service)], cwd=tmp_path, capture_output=True, text=True, timeout=120
