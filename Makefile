@@ -103,7 +103,7 @@ bench-overhead: dev  ## Measure what the gateway adds to a chat, at one client (
 bench-text: .venv/.bench  ## Compare text serving with its peers (SHORT=1: in three minutes)
 	$(BIN)/python -m load_tests.text $(if $(SHORT),--rounds 3)
 
-bench-gpu: dev  ## Measure pictures on a GPU against its limit (needs no BentoML)
+bench-gpu: dev  ## Measure pictures and speech on a GPU (needs no BentoML)
 	$(BIN)/python -m load_tests.gpu
 
 bento: env  ## Build the Bento

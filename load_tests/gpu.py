@@ -1,4 +1,5 @@
-"""What a GPU gives: pictures of Stable Diffusion 1.5, 512x512 in bf16, 1 to 32 at once, and the card's limit.
+"""What a GPU gives: pictures of Stable Diffusion 1.5, 512x512 in bf16, 1 to 32 at once, and the card's limit;
+then Bark (`load_tests/gpu_speech.py`).
 
     make bench-gpu
 
@@ -16,6 +17,8 @@ import torch
 
 from jobs import ImageJob
 from load_tests.full_size import SCHEDULE, sd15_modules
+from load_tests.gpu_speech import COLUMNS as SPEECH_COLUMNS
+from load_tests.gpu_speech import SIZES, measure_speech, random_bark
 from load_tests.report import Record, write_results
 from models.image.parts import Parts
 from models.image.row import Row
@@ -30,6 +33,7 @@ GUIDED_STEP_TFLOP = 1.606
 DECODE_TFLOP = 2.51
 LIMIT_TFLOPS = 790.0
 """Measured on one H200, bf16 products of matrices."""
+SPEECH_BATCHES = (1, 8, 32, 64)
 COLUMNS = ("batch", "guided_steps_per_s", "images_per_s", "tflops", "share_of_limit", "memory_gib")
 
 
@@ -122,12 +126,18 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--batches", default="1,2,4,8,16,32")
     parser.add_argument("--steps", type=int, default=20)
+    parser.add_argument("--speech-tokens", type=int, default=256, help="semantic tokens of a saying")
     args = parser.parse_args()
     if not torch.cuda.is_available():
         raise SystemExit("This machine shows no GPU: nothing was measured.")
     batches = [int(each) for each in args.batches.split(",")]
     records = measure(random_sd15("cuda:0", max(batches)), batches, args.steps)
     write_results("gpu-image", records, COLUMNS, gpu=torch.cuda.get_device_name())
+    records = []
+    for size in SIZES:
+        lanes = random_bark(size, "cuda:0", torch.bfloat16, max(SPEECH_BATCHES))
+        records += measure_speech(size, lanes, SPEECH_BATCHES, args.speech_tokens, _now_s, _peak_gib)
+    write_results("gpu-speech", records, SPEECH_COLUMNS, gpu=torch.cuda.get_device_name())
 
 
 if __name__ == "__main__":

@@ -4,7 +4,12 @@ from __future__ import annotations
 
 import subprocess
 import sys
+import time
 
+import pytest
+import torch
+
+from load_tests import gpu_speech
 from load_tests.gpu import measure
 from models.image.stable_diffusion import load
 from models.protocol import ModelSpec
@@ -28,3 +33,13 @@ def test_it_measures_each_batch() -> None:
     records = measure(model, [1, 3], steps=2)
     assert [record["batch"] for record in records] == [1, 3]
     assert all(record["images_per_s"] > 0 and record["share_of_limit"] > 0 for record in records)
+
+
+def test_it_measures_speech_of_fixed_length(monkeypatch: pytest.MonkeyPatch) -> None:
+    size = {"hidden_size": 32, "num_layers": 1, "num_heads": 2, "bias": False}
+    monkeypatch.setitem(gpu_speech.SIZES, "tiny", size)
+    lanes = gpu_speech.random_bark("tiny", "cpu", torch.float32, max_rows=10)
+    records = gpu_speech.measure_speech("tiny", lanes, [1, 10], 20, time.perf_counter, lambda: 0.0)
+    assert [record["together"] for record in records] == [1, 10]
+    assert records[1]["sound_s"] == pytest.approx(10 * records[0]["sound_s"]), "a saying ended early"
+    assert all(record["real_time_factor"] > 0 for record in records)
