@@ -1,12 +1,14 @@
 """A decoder-only language model of transformers on the step engine: rows in slots, joining between two steps.
 
 A row's prompt but its last token is *prefilled* in chunks; then *decode* steps feed the newest token of every
-row and choose the next. Decode always runs all slots and prefill always the same number of chunks of the same
-size, so a row's numbers are the same bit for bit alone and in any company.
+row and choose the next. Prefill always runs the same number of chunks of the same size. Decode runs all slots,
+or as few as this machine has shown to give a row the same bits (`warm_up`). So a row's numbers are the same
+bit for bit alone and in any company.
 """
 
 from __future__ import annotations
 
+import heapq
 from collections.abc import Sequence
 from typing import Any
 
@@ -24,6 +26,9 @@ from models.text.weights import Checkpoint, load_checkpoint
 CHUNK = 32
 """Tokens of one prompt in one row of a prefill forward."""
 
+PROBED = (5, 127)
+"""Positions at which fewer slots are tried."""
+
 FIRST_LENGTH = 2048
 """Tokens a slot has memory for at first; it grows to the model's context when a row needs more."""
 
@@ -40,6 +45,8 @@ class Decoder:
         self._device = torch.device(spec.device)
         self._slots = spec.max_rows
         self._free = list(range(spec.max_rows))
+        self._sizes = [spec.max_rows]
+        """Slots of a decode, rising: the last is all of them."""
         self._cache = SlotCache(
             checkpoint.layers, slots=spec.max_rows, length=FIRST_LENGTH, limit=checkpoint.context
         )
@@ -62,7 +69,7 @@ class Decoder:
                 return False
             message = f"{self.name} has no memory for {len(row.prompt)} + {row.max_tokens} tokens."
             raise JobError(ErrorKind.INVALID, message, param="max_tokens", code="out_of_memory") from error
-        row.slot = self._free.pop()
+        row.slot = heapq.heappop(self._free)  # the lowest: a decode runs no further than the highest in use
         return True
 
     def lane(self, row: Row) -> Lane | None:
@@ -98,15 +105,36 @@ class Decoder:
             return
         if row.tainted:
             self._cache.clear(row.slot)
-        self._free.append(row.slot)
+        heapq.heappush(self._free, row.slot)
         row.slot = None
 
     def warm_up(self) -> None:
-        """Runs both forwards on the cache's padding place, at the shortest and the longest read."""
+        """Runs both forwards on the cache's padding place, at the shortest and the longest read.
+
+        On a CPU it then looks with how few slots a decode gives a row the bits that it has among all:
+        products of one row are made in another order than those of many, but often not those of four.
+        """
         with torch.inference_mode():
             for longest in (1, self._cache.length):
                 self._forward_prefill([], longest)
                 self._forward_decode([], longest)
+            if self._device.type == "cpu":
+                with self._cache.noise(max(PROBED) + 1):
+                    fewer = [1 << power for power in range(self._slots.bit_length())]
+                    self._sizes = [each for each in fewer if each < self._slots and self._is_same(each)]
+                self._sizes.append(self._slots)
+
+    def _is_same(self, slots: int) -> bool:
+        chance = torch.Generator().manual_seed(slots)
+        for position in PROBED:
+            ids = torch.randint(0, self._checkpoint.vocabulary, (self._slots,), generator=chance).tolist()
+            whole, part = (
+                self._logits(ids[:count], [position] * count, [self._cache.spare] * count, position + 1)
+                for count in (self._slots, slots)
+            )
+            if not torch.equal(whole[:slots], part):
+                return False
+        return True
 
     # --- prefill --------------------------------------------------------------------------------------------
 
@@ -165,15 +193,20 @@ class Decoder:
         return take(row, chosen, self._checkpoint.end_tokens)
 
     def _forward_decode(self, rows: Sequence[Row], longest: int) -> Tensor:
-        """One token of every slot -> logits [slots, vocabulary]; slots of no row run on padding."""
-        ids = [0] * self._slots
-        positions = [0] * self._slots
-        write = [self._cache.spare] * self._slots
+        """One token of each slot -> logits [slots, vocabulary]; slots of no row run on padding."""
+        used = max((self._slot(row) for row in rows), default=self._slots - 1) + 1
+        slots = next(each for each in self._sizes if each >= used)
+        ids = [0] * slots
+        positions = [0] * slots
+        write = [self._cache.spare] * slots
         for row in rows:
             slot = self._slot(row)
             ids[slot] = row.newest
             positions[slot] = row.written
             write[slot] = self._place(row, row.written)
+        return self._logits(ids, positions, write, longest)
+
+    def _logits(self, ids: list[int], positions: list[int], write: list[int], longest: int) -> Tensor:
         read = self._cache.place(self._tensor(write), slots=None, longest=longest)
         places = self._tensor(positions)[:, None]
         return self._checkpoint.logits(

@@ -6,6 +6,8 @@ written to, and how much of the cache attention reads. All layers share that one
 
 from __future__ import annotations
 
+from collections.abc import Callable, Generator
+from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import Any
 
@@ -84,6 +86,11 @@ class SlotLayer(CacheLayerMixin):
         )
         return larger
 
+    def fill(self, positions: int, how: Callable[[Tensor], object]) -> None:
+        for room in (self.keys, self.values):
+            if room is not None:
+                how(room.view(self._owner.slots + 1, self._owner.length, *room.shape[1:])[:, :positions])
+
     def clear(self, slot: int) -> None:
         for room in (self.keys, self.values):
             if room is not None:
@@ -127,6 +134,17 @@ class SlotCache(Cache):
     def spare(self) -> int:
         """The flat place that padding is written to; nothing ever reads it."""
         return self.slots * self.length
+
+    @contextmanager
+    def noise(self, positions: int) -> Generator[None]:
+        """Inside, the first `positions` of every slot hold random numbers; afterwards zeros, as at first."""
+        for layer in self._slot_layers:
+            layer.fill(positions, lambda room: room.normal_())
+        try:
+            yield
+        finally:
+            for layer in self._slot_layers:
+                layer.fill(positions, lambda room: room.zero_())
 
     @torch.inference_mode()
     def ensure(self, tokens: int) -> None:

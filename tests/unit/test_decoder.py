@@ -13,6 +13,7 @@ from transformers import AutoModelForCausalLM, AutoTokenizer
 
 from jobs import ErrorKind, Event, JobError, Message, TextDelta
 from models.protocol import ModelSpec
+from models.sources import EMBEDDED
 from models.text.decoder import CHUNK, Decoder, load
 from models.text.row import Row
 from models.text.weights import load_checkpoint
@@ -103,6 +104,33 @@ def test_tokens_and_logits_are_the_same_bit_for_bit_in_any_company(folder: Path)
     assert joined.tokens == row.tokens
     assert all(torch.equal(one, other) for one, other in zip(alone, together, strict=True))
     assert torch.equal(torch.stack(alone), torch.stack(together))
+
+
+def test_few_rows_take_few_slots_where_the_bits_allow_it() -> None:
+    """On the shipped model. What sizes there are is the machine's to say; that the bits are the same is not."""
+    seen: list[torch.Tensor] = []
+    spec = ModelSpec(name="tiny", folder=EMBEDDED / "tiny-llama", max_rows=16)
+    model = Decoder(spec, recorded(load_checkpoint(spec), seen))
+    model.warm_up()
+    sizes = [each for each in (1, 2, 4, 8) if any(len(logits) == each for logits in seen)]
+    assert sizes == [1, 2, 4, 8], "it did not look"
+    order = job("Once upon a time", temperature=1, max_tokens=24)
+    row = started(model, order)
+    alone = watched(model, seen, row, [])
+    fewest = len(seen[-1])
+    model.release(row)
+    crowd = [started(model, job("Once", seed=seed, temperature=1, max_tokens=60)) for seed in range(15)]
+    joined = started(model, order)
+    together = watched(model, seen, joined, crowd)
+    assert len(seen[-1]) == 16
+    assert fewest <= 16
+    assert joined.slot == 15
+    assert torch.equal(torch.stack(alone), torch.stack(together))
+    for other in crowd[1:]:
+        model.release(other)
+    model.release(joined)
+    advance(model, crowd[:1])
+    assert len(seen[-1]) == fewest, "a row alone did not go back to few slots"
 
 
 def test_rows_join_and_leave_between_two_steps(decoder: Decoder) -> None:
