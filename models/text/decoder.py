@@ -1,9 +1,9 @@
 """A decoder-only language model of transformers on the step engine: rows in slots, joining between two steps.
 
 A row's prompt but its last token is *prefilled* in chunks; then *decode* steps feed the newest token of every
-row and choose the next. Prefill always runs the same number of chunks of the same size. Decode runs all slots,
-or as few as this machine has shown to give a row the same bits (`warm_up`). So a row's numbers are the same
-bit for bit alone and in any company.
+row and choose the next. Prefill always runs the same number of chunks of the same size. Decode runs all
+slots, or as few as this machine has shown to give a row the same bits (`warm_up`). So a row's numbers are the
+same bit for bit alone and in any company.
 """
 
 from __future__ import annotations

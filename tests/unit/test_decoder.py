@@ -107,7 +107,7 @@ def test_tokens_and_logits_are_the_same_bit_for_bit_in_any_company(folder: Path)
 
 
 def test_few_rows_take_few_slots_where_the_bits_allow_it() -> None:
-    """On the shipped model. What sizes there are is the machine's to say; that the bits are the same is not."""
+    """Which sizes there are is the machine's to say; that the bits are the same is not."""
     seen: list[torch.Tensor] = []
     spec = ModelSpec(name="tiny", folder=EMBEDDED / "tiny-llama", max_rows=16)
     model = Decoder(spec, recorded(load_checkpoint(spec), seen))
