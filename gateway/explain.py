@@ -50,6 +50,7 @@ _WORDS: dict[str, tuple[str, str]] = {
     "one_voice": ("conflicting_fields", "Give `voice` or `voice_file`, not both."),
     "base64": ("bad_characters", "must be base64"),
     "url": ("url_not_supported", "must be a name: nothing is fetched from a URL"),
+    "too_many_pairs": ("out_of_bounds", "`labels` times `texts` must be at most {most}."),
     "needs_init_image": ("missing_field", "`{name}` needs an `init_image`."),
 }
 
@@ -68,6 +69,8 @@ def explain(error: ValidationError, renamed: Mapping[str, str] | None = None) ->
         return invalid(words, code, "voice_file")
     if first["type"] == "exactly_one":
         return invalid(words, code, "prompt")
+    if first["type"] == "too_many_pairs":
+        return invalid(words.format(**_context(first)), code, "labels")
     if first["type"] == "needs_init_image":
         return invalid(words.format(**_context(first)), code, _context(first)["name"])
     param = _name(first, renamed or {})

@@ -5,12 +5,15 @@ from __future__ import annotations
 from typing import Annotated, Any
 
 from bentoml import IODescriptor
-from pydantic import AfterValidator, BaseModel, BeforeValidator, Field, WithJsonSchema
+from pydantic import AfterValidator, BaseModel, BeforeValidator, Field, WithJsonSchema, model_validator
+from pydantic_core import PydanticCustomError
 
 from gateway.schemas import NO_NUL, KeepAlive, Model, Strict, Timings, no_url
 from gateway.text_schemas import as_list
 
 MAX_TEXTS = 256
+MAX_PAIRS = 256
+"""Texts times labels of the caller's own: a model reads each text once for each label."""
 Text = Annotated[str, Field(min_length=1, max_length=32768, pattern=NO_NUL)]
 Texts = Annotated[list[Text], Field(min_length=1, max_length=MAX_TEXTS)]
 _TEXT: dict[str, Any] = {"type": "string", "minLength": 1, "maxLength": 32768, "pattern": NO_NUL}
@@ -47,7 +50,9 @@ class ClassifyRequest(Strict, IODescriptor):
     )
     model: Model = None
     labels: list[OwnLabel] = Field(
-        [], max_length=32, description="Labels of your own, for a model that knows entailment (zero-shot)."
+        [],
+        max_length=32,
+        description="Labels of your own, for a model that knows entailment (zero-shot). Times `texts` at most 256.",
     )
     multi_label: bool = Field(False, description="Score each of `labels` by itself: several may be right.")
     top_k: Annotated[int | None, Field(ge=1, le=1000)] = Field(
@@ -57,6 +62,12 @@ class ClassifyRequest(Strict, IODescriptor):
     target_language: Language = Field(None, description="To translate to, as the model names it (`de`).")
     truncate: bool = Field(False, description=TRUNCATE)
     keep_alive_s: KeepAlive = None
+
+    @model_validator(mode="after")
+    def _not_too_many_pairs(self) -> ClassifyRequest:
+        if len(self.texts) * len(self.labels) > MAX_PAIRS:
+            raise PydanticCustomError("too_many_pairs", "too many", {"most": MAX_PAIRS})
+        return self
 
 
 class TokensRead(BaseModel):

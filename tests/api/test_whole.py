@@ -63,6 +63,7 @@ async def test_classify(client: httpx.AsyncClient, runners: Runners) -> None:
         ("/embed", {"texts": ["a"], "temperature": 0}, "temperature"),
         ("/classify", {"texts": ["a"], "top_k": 0}, "top_k"),
         ("/classify", {"texts": ["a"], "labels": ["x"] * 33}, "labels"),
+        ("/classify", {"texts": ["a"] * 129, "labels": ["x", "y"]}, "labels"),
         ("/v1/embeddings", {"input": [[1, 2]], "model": "a"}, "input.0"),
         ("/v1/embeddings", {"input": "a", "model": "a", "dimensions": 3}, "dimensions"),
         ("/v1/embeddings", {"input": "a", "encoding_format": "int8"}, "encoding_format"),
