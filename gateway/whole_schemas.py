@@ -52,7 +52,7 @@ class ClassifyRequest(Strict, IODescriptor):
     labels: list[OwnLabel] = Field(
         [],
         max_length=32,
-        description="Labels of your own, for a model that knows entailment (zero-shot). Times `texts` at most 256.",
+        description="Labels of your own (zero-shot), of a model that knows entailment; times `texts` 256.",
     )
     multi_label: bool = Field(False, description="Score each of `labels` by itself: several may be right.")
     top_k: Annotated[int | None, Field(ge=1, le=1000)] = Field(

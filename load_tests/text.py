@@ -103,6 +103,8 @@ def contenders(stack: ExitStack, folder: Path, model: Path) -> list[Contender]:
             "--dtype",
             "float32",
             "--enforce-eager",
+            "--gpu-memory-utilization",  # on a CPU, of the machine's memory
+            "0.3",
             "--port",
             str(port),
         ]
