@@ -1,15 +1,14 @@
 """A decoder-only language model of transformers on the step engine: rows in slots, joining between two steps.
 
 A row's prompt but its last token is *prefilled* in chunks; then *decode* steps feed the newest token of every
-row and choose the next. Prefill always runs the same number of chunks of the same size. Decode runs all
-slots, or as few as this machine has shown to give a row the same bits (`warm_up`). So a row's numbers are the
-same bit for bit alone and in any company.
+row and choose the next. A forward has all slots (or the most chunks), or as few as this machine has shown to
+give a row the same bits (`warm_up`). So a row's numbers are the same bit for bit alone and in any company.
 """
 
 from __future__ import annotations
 
 import heapq
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from typing import Any
 
 import torch
@@ -47,6 +46,8 @@ class Decoder:
         self._free = list(range(spec.max_rows))
         self._sizes = [spec.max_rows]
         """Slots of a decode, rising: the last is all of them."""
+        self._chunks = [checkpoint.prefill_chunks]
+        """Chunks of a prefill, likewise."""
         self._cache = SlotCache(
             checkpoint.layers, slots=spec.max_rows, length=FIRST_LENGTH, limit=checkpoint.context
         )
@@ -120,21 +121,31 @@ class Decoder:
                 self._forward_decode([], longest)
             if self._device.type == "cpu":
                 with self._cache.noise(max(PROBED) + 1):
-                    fewer = [1 << power for power in range(self._slots.bit_length())]
-                    self._sizes = [each for each in fewer if each < self._slots and self._is_same(each)]
-                self._sizes.append(self._slots)
+                    self._sizes = _proven(self._slots, self._probe_decode)
+                    self._chunks = _proven(self._checkpoint.prefill_chunks, self._probe_prefill)
 
-    def _is_same(self, slots: int) -> bool:
-        chance = torch.Generator().manual_seed(slots)
-        for position in PROBED:
-            ids = torch.randint(0, self._checkpoint.vocabulary, (self._slots,), generator=chance).tolist()
-            whole, part = (
-                self._logits(ids[:count], [position] * count, [self._cache.spare] * count, position + 1)
-                for count in (self._slots, slots)
-            )
-            if not torch.equal(whole[:slots], part):
-                return False
-        return True
+    def _probe_decode(self, position: int) -> Callable[[int], Tensor]:
+        ids = self._some_ids(position, self._slots)
+        spare = self._cache.spare
+        return lambda count: self._logits(ids[:count], [position] * count, [spare] * count, position + 1)
+
+    def _probe_prefill(self, position: int) -> Callable[[int], Tensor]:
+        """Chunks of the slots' own tokens, at the slots' beginnings: what they write is noise to others."""
+        count = self._checkpoint.prefill_chunks
+        ids = self._some_ids(position, count * CHUNK)
+        rows = [ids[at : at + CHUNK] for at in range(0, count * CHUNK, CHUNK)]
+        places = [list(range(CHUNK))] * count
+        spare = [[self._cache.spare] * CHUNK] * count
+        slots = [number % self._slots for number in range(count)]
+        return lambda most: (
+            self._hidden(
+                rows[:most], places[:most], spare[:most], slots[:most], position + 1
+            ).last_hidden_state
+        )
+
+    def _some_ids(self, seed: int, count: int) -> list[int]:
+        chance = torch.Generator().manual_seed(seed)
+        return torch.randint(0, self._checkpoint.vocabulary, (count,), generator=chance).tolist()
 
     # --- prefill --------------------------------------------------------------------------------------------
 
@@ -154,7 +165,8 @@ class Decoder:
     def _forward_prefill(self, chunks: Sequence[tuple[Row, int]], longest: int) -> None:
         """Each chunk is a row of the forward. Chunks of one prompt may go together: all are written before
         any is read, layer by layer. What fills up a chunk goes to the cache's spare place."""
-        count = self._checkpoint.prefill_chunks
+        most = self._checkpoint.prefill_chunks
+        count = next(each for each in self._chunks if each >= (len(chunks) or most))
         ids = [[0] * CHUNK for _ in range(count)]
         positions = [[0] * CHUNK for _ in range(count)]
         write = [[self._cache.spare] * CHUNK for _ in range(count)]
@@ -166,8 +178,18 @@ class Decoder:
             positions[i][: len(part)] = range(start, start + len(part))
             write[i][: len(part)] = range(first, first + len(part))
             slots[i] = self._slot(row)
+        self._hidden(ids, positions, write, slots, longest)
+
+    def _hidden(
+        self,
+        ids: list[list[int]],
+        positions: list[list[int]],
+        write: list[list[int]],
+        slots: list[int],
+        longest: int,
+    ) -> Any:
         read = self._cache.place(self._tensor(write).flatten(), slots=self._tensor(slots), longest=longest)
-        self._checkpoint.hidden(
+        return self._checkpoint.hidden(
             input_ids=self._tensor(ids),
             position_ids=(places := self._tensor(positions)),
             attention_mask=self._masks(places, read),
@@ -239,6 +261,19 @@ class Decoder:
 
     def _tensor(self, numbers: Any) -> Tensor:
         return torch.tensor(numbers, device=self._device)
+
+
+def _proven(most: int, probe: Callable[[int], Callable[[int], Tensor]]) -> list[int]:
+    """The powers of two below `most` whose forwards give their rows the bits of `most`'s, and `most`.
+
+    `probe` takes a position and gives a forward over so many rows.
+    """
+    sizes = [1 << power for power in range(most.bit_length()) if 1 << power < most]
+    for position in PROBED:
+        forward = probe(position)
+        whole = forward(most)
+        sizes = [size for size in sizes if torch.equal(whole[:size], forward(size))]
+    return [*sizes, most]
 
 
 def load(spec: ModelSpec) -> Decoder:

@@ -133,6 +133,33 @@ def test_few_rows_take_few_slots_where_the_bits_allow_it() -> None:
     assert len(seen[-1]) == fewest, "a row alone did not go back to few slots"
 
 
+def test_prompts_are_read_the_same_in_any_company() -> None:
+    """A prompt alone takes few chunks, together all of them."""
+    seen: list[torch.Tensor] = []
+    spec = ModelSpec(name="tiny", folder=EMBEDDED / "tiny-llama", max_rows=4)
+    model = Decoder(spec, recorded(load_checkpoint(spec), seen))
+    model.warm_up()
+    orders = [
+        job(prompt * 12, seed=seed, temperature=1) for seed, prompt in enumerate(("a fox ", "seven ", "x"))
+    ]
+    alone: list[torch.Tensor] = []
+    for order in orders:
+        row = started(model, order)
+        while row.to_prefill > 0:
+            advance(model, [row])
+        advance(model, [row])
+        alone.append(seen[-1][row.slot or 0])
+        model.release(row)
+    rows = [model.prepare(order) for order in orders]
+    assert all(model.reserve(row) for row in rows)
+    while any(row.to_prefill > 0 for row in rows):
+        waiting = [row for row in rows if row.to_prefill > 0]
+        model.step(model.lane(waiting[0]) or pytest.fail("it has no lane"), waiting)
+    advance(model, rows)
+    for row, first in zip(rows, alone, strict=True):
+        assert torch.equal(seen[-1][row.slot or 0], first)
+
+
 def test_rows_join_and_leave_between_two_steps(decoder: Decoder) -> None:
     orders = [job(prompt, max_tokens=8 + 5 * i, seed=i, temperature=1) for i, prompt in enumerate(PROMPTS)]
     alone = [answer(decoder, order) for order in orders]
