@@ -14,7 +14,14 @@ from models.speech.generation import Rules
 from models.speech.sampling import draws
 from models.speech.stages import FinePass, Turn
 from models.speech.voices import Voice
-from models.speech.windows import FineWindow, coarse_count, coarse_history, coarse_prompt, fine_windows
+from models.speech.windows import (
+    FineWindow,
+    coarse_count,
+    coarse_history,
+    coarse_prompt,
+    coarse_ready,
+    fine_windows,
+)
 
 MIN_CARRIED = 2
 """Semantic tokens that a voice needs."""
@@ -36,7 +43,11 @@ class Stage(StrEnum):
 
 @dataclass(slots=True, eq=False)
 class Utterance:
-    """A piece of text in a voice. `apply_...` commit what a stage has made, and choose the next stage."""
+    """A piece of text in a voice. `apply_...` commit what a stage has made, and choose the next stage.
+
+    A coarse window begins as soon as all that it reads is there. The semantic stage, whose slot is another
+    one, goes on after it.
+    """
 
     rules: Rules
     text: Tensor
@@ -57,10 +68,12 @@ class Utterance:
     """All codebooks of the voice's last frames and the utterance's, padded: [frames, codebooks]."""
     sound: NDArray[np.float32] | None = None
     """What was made of it, float32 [samples]."""
-    _uniform: list[float] = field(default_factory=list[float])
+    _semantic_uniform: list[float] = field(default_factory=list[float])
+    _coarse_uniform: list[float] = field(default_factory=list[float])
     _voice_semantic: list[int] = field(default_factory=list[int])
     _voice_coarse: int = 0
-    _coarse_total: int = 0
+    _coarse_total: int | None = None
+    """Coarse tokens it becomes; None until the semantic stage has ended."""
     _prompt: list[int] = field(default_factory=list[int])
     """The prompt of the coarse window at hand, with what was written after it: what the slot holds."""
     _window_end: int = 0
@@ -69,25 +82,32 @@ class Utterance:
     _passes: list[tuple[FineWindow, int]] = field(default_factory=list[tuple[FineWindow, int]])
 
     def __post_init__(self) -> None:
-        self._uniform = self._draw("semantic", self.rules.semantic.max_tokens)
+        longest = self.rules.semantic.max_tokens
+        self._semantic_uniform = self._draw("semantic", longest)
+        self._coarse_uniform = self._draw("coarse", coarse_count(longest, self.rules))
 
     def _draw(self, stage: str, count: int) -> list[float]:
         return draws(count, self.seed, self.number, stage).tolist()
 
-    def _turn(self, slot: int, last: int, position: int, made: int, count: int) -> Turn:
-        uniform = self._uniform[made : made + count]
-        uniform += [0.0] * (count - len(uniform))  # beyond the end, where nothing is kept
+    def _turn(self, slot: int, last: int, position: int, uniform: list[float], count: int) -> Turn:
+        uniform = uniform + [0.0] * (count - len(uniform))  # beyond the end, where nothing is kept
         return Turn(slot, last, position, self.temperature, uniform)
 
     def apply_prefill(self) -> None:
-        self.stage = Stage.SEMANTIC if self.stage is Stage.SEMANTIC_PREFILL else Stage.COARSE
+        if self.stage is Stage.COARSE_PREFILL:
+            self.stage = Stage.COARSE
+            return
+        self._voice_semantic, self.coarse = coarse_history(self.voice, self.rules)
+        self._voice_coarse = len(self.coarse)
+        self.stage = Stage.SEMANTIC
 
     # --- semantic -------------------------------------------------------------------------------------------
 
     def semantic_turn(self, slot: int, count: int) -> Turn:
         made = len(self.semantic)
         last = self.semantic[-1] if made else self.rules.semantic.infer_token
-        return self._turn(slot, last, self.rules.semantic.max_text + made, made, count)
+        uniform = self._semantic_uniform[made : made + count]
+        return self._turn(slot, last, self.rules.semantic.max_text + made, uniform, count)
 
     def apply_semantic(self, tokens: list[int]) -> None:
         rules = self.rules.semantic
@@ -95,19 +115,25 @@ class Utterance:
         ended = rules.vocab_size in tokens
         self.semantic += tokens[: tokens.index(rules.vocab_size)] if ended else tokens
         if ended or len(self.semantic) >= rules.max_tokens:
-            self._begin_coarse()
+            self._coarse_total = coarse_count(len(self.semantic), self.rules)
+        self._go_on()
 
     # --- coarse ---------------------------------------------------------------------------------------------
 
-    def _begin_coarse(self) -> None:
-        self._coarse_total = coarse_count(len(self.semantic), self.rules)
-        if not self._coarse_total:
+    def _go_on(self) -> None:
+        """Chooses the stage after a semantic step, and after a coarse window."""
+        if self._coarse_total == 0:
             self._end(np.zeros(round(EMPTY_S * self.rules.sample_rate), np.float32))
             return
-        self._voice_semantic, self.coarse = coarse_history(self.voice, self.rules)
-        self._voice_coarse = len(self.coarse)
-        self._uniform = self._draw("coarse", self._coarse_total)
-        self._begin_window()
+        made = self.coarse_made
+        if made == self._coarse_total:
+            self._begin_fine()
+        elif self._coarse_total is not None or coarse_ready(
+            len(self.semantic), len(self._voice_semantic), made, self.rules
+        ):
+            self._begin_window()
+        else:
+            self.stage = Stage.SEMANTIC
 
     @property
     def coarse_made(self) -> int:
@@ -115,7 +141,8 @@ class Utterance:
 
     def _begin_window(self) -> None:
         made = self.coarse_made
-        self._window_end = min(made + self.rules.coarse.window, self._coarse_total)
+        end = made + self.rules.coarse.window
+        self._window_end = end if self._coarse_total is None else min(end, self._coarse_total)
         semantic = self._voice_semantic + self.semantic
         prompt = coarse_prompt(semantic, len(self._voice_semantic), self.coarse, made, self.rules)
         # As long as nothing has left the window's view, the next one only goes on: its keys are there.
@@ -127,16 +154,15 @@ class Utterance:
         return self._prompt[:-1]
 
     def coarse_turn(self, slot: int, count: int) -> Turn:
-        return self._turn(slot, self._prompt[-1], len(self._prompt) - 1, self.coarse_made, count)
+        uniform = self._coarse_uniform[self.coarse_made : self.coarse_made + count]
+        return self._turn(slot, self._prompt[-1], len(self._prompt) - 1, uniform, count)
 
     def apply_coarse(self, tokens: list[int]) -> None:
         tokens = tokens[: self._window_end - self.coarse_made]
         self.coarse += tokens
         self._prompt += tokens
-        if self.coarse_made >= self._coarse_total:
-            self._begin_fine()
-        elif self.coarse_made >= self._window_end:
-            self._begin_window()
+        if self.coarse_made >= self._window_end:
+            self._go_on()
 
     # --- fine -----------------------------------------------------------------------------------------------
 
@@ -167,13 +193,11 @@ class Utterance:
         return len(self._passes)
 
     def fine_pass(self) -> FinePass:
-        if self.codes is None:
-            raise RuntimeError("the coarse stage has not ended")
         rules = self.rules.fine
         window, codebook = self._passes[0]
         count = rules.max_input - window.offset
         return FinePass(
-            codes=self.codes[window.start : window.start + rules.max_input],
+            codes=self._all_codes()[window.start : window.start + rules.max_input],
             codebook=codebook,
             offset=window.offset,
             temperature=rules.temperature if self.temperature else 0.0,
@@ -181,10 +205,8 @@ class Utterance:
         )
 
     def apply_fine(self, codes: Tensor) -> None:
-        if self.codes is None:
-            raise RuntimeError("the coarse stage has not ended")
         window, codebook = self._passes.pop(0)
-        self.codes[window.fill : window.fill + len(codes), codebook] = codes
+        self._all_codes()[window.fill : window.fill + len(codes), codebook] = codes
         if not self._passes:
             self.stage = Stage.CODEC
 
@@ -192,9 +214,12 @@ class Utterance:
 
     def codec_codes(self) -> Tensor:
         """The utterance's own frames, [codebooks, frames]."""
+        return self._all_codes()[self._voice_frames : self._voice_frames + self._frames].T
+
+    def _all_codes(self) -> Tensor:
         if self.codes is None:
             raise RuntimeError("the coarse stage has not ended")
-        return self.codes[self._voice_frames : self._voice_frames + self._frames].T
+        return self.codes
 
     def apply_codec(self, sound: NDArray[np.float32]) -> None:
         self._end(sound)
@@ -215,10 +240,13 @@ class Utterance:
 
     def done_share(self) -> float:
         """About how much of the work is done, 0 to 1; how long the speech gets shows only later."""
-        if self.stage in (Stage.SEMANTIC_PREFILL, Stage.SEMANTIC):
+        later = {Stage.FINE: 0.85, Stage.CODEC: 0.95, Stage.DONE: 1.0}.get(self.stage)
+        if later is not None:
+            return later
+        made, total = len(self.semantic), self._coarse_total
+        expected = made
+        if total is None:
             spoken = int((self.text != self.rules.semantic.text_pad_token).sum())
-            expected = min(8 * spoken, self.rules.semantic.max_tokens)
-            return 0.35 * min(len(self.semantic) / max(expected, 1), 1.0)
-        if self.stage in (Stage.COARSE_PREFILL, Stage.COARSE):
-            return 0.35 + 0.5 * self.coarse_made / self._coarse_total
-        return {Stage.FINE: 0.85, Stage.CODEC: 0.95}.get(self.stage, 1.0)
+            expected = max(made, min(8 * spoken, self.rules.semantic.max_tokens))
+            total = coarse_count(expected, self.rules)
+        return 0.35 * made / max(expected, 1) + 0.5 * self.coarse_made / max(total, 1)

@@ -67,14 +67,34 @@ def coarse_prompt(
         generated: How many of them are not the voice's.
         rules: The checkpoint's.
     """
-    place = history + round(generated / rules.coarse_per_semantic)
-    start = max(0, place - rules.max_semantic_history)
+    start = _first_read(history, generated, rules)
     read = list(semantic[start : start + rules.coarse.max_semantic])
     read += [rules.coarse.pad_token] * (rules.coarse.max_semantic - len(read))
     prompt = [*read, rules.coarse.infer_token, *coarse[-rules.coarse.max_history :]]
     masked = rules.coarse.masked_token
     # Transformers masks such a token and counts no position for it, so it may as well not be there.
     return prompt if masked is None else [token for token in prompt if token != masked]
+
+
+def coarse_ready(semantic: int, history: int, generated: int, rules: Rules) -> bool:
+    """Whether a coarse window is the same whatever semantic tokens are yet to come.
+
+    It reads no later ones, and those that are there already become all that it writes.
+
+    Args:
+        semantic: How many semantic tokens there are, without the voice's.
+        history: How many the voice has.
+        generated: Coarse tokens made before the window.
+        rules: The checkpoint's.
+    """
+    read = _first_read(history, generated, rules) + rules.coarse.max_semantic
+    return history + semantic >= read and coarse_count(semantic, rules) >= generated + rules.coarse.window
+
+
+def _first_read(history: int, generated: int, rules: Rules) -> int:
+    """Where the semantic tokens begin that a coarse window reads, the voice's counted."""
+    place = history + round(generated / rules.coarse_per_semantic)
+    return max(0, place - rules.max_semantic_history)
 
 
 def fine_windows(history: int, frames: int, rules: Rules) -> list[FineWindow]:

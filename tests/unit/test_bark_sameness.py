@@ -36,7 +36,7 @@ from models.speech.lanes import Lanes
 from models.speech.text import Prompts
 from models.speech.transformer import CausalTransformer
 from models.speech.utterance import Stage, Utterance
-from models.speech.voices import Voices, check_voice
+from models.speech.voices import PARTS, Voices, check_voice
 from tests.unit.tiny_speech import CODES, SEMANTIC, VOICES, WORDS, make_job, make_lanes, say, write_folder
 
 
@@ -89,6 +89,10 @@ def reference(model: Any, ids: Sequence[int], voice: dict[str, torch.Tensor] | N
     return Reference(kept, coarse[0].tolist(), fine[0], sound)
 
 
+def load_preset(folder: Path, voice: str) -> dict[str, torch.Tensor]:
+    return {part: torch.from_numpy(np.load(folder / f"{voice}_{part}.npy")) for part in PARTS}
+
+
 CASES: dict[str, dict[str, Any]] = {
     "plain": {},
     "masked pads": {"coarse": {"pad_token_id": SEMANTIC + 2 * CODES}},
@@ -112,10 +116,7 @@ def test_greedy_tokens_are_those_of_transformers_stage_by_stage(
     folder = write_folder(tmp_path, voices={voice: VOICES[voice]} if voice else None, **CASES[case])
     bark = load(ModelSpec(name="tiny", folder=folder, max_rows=3))
     model = BarkModel.from_pretrained(folder).eval()
-    preset = None
-    if voice:
-        parts = ("semantic_prompt", "coarse_prompt", "fine_prompt")
-        preset = {part: torch.from_numpy(np.load(folder / f"{voice}_{part}.npy")) for part in parts}
+    preset = load_preset(folder, voice) if voice else None
     texts = ["one", "ten nine eight seven six five four three two one"]
     said = say(bark, [make_job(text, temperature=0.0, response_format="pcm") for text in texts])
     for text, row, result in zip(texts, said.rows, said.results, strict=True):
@@ -131,8 +132,10 @@ def test_greedy_tokens_are_those_of_transformers_stage_by_stage(
         )
 
 
-def greedily(lanes: Lanes, utterance: Utterance, slot: int = 0) -> Utterance:
+def greedily(lanes: Lanes, utterance: Utterance, slot: int = 0, seen: list[Stage] | None = None) -> Utterance:
     while utterance.stage is not Stage.DONE:
+        if seen is not None:
+            seen.append(utterance.stage)
         for commit in lanes.run(utterance.stage, lanes.banks[0], [slot], [utterance]):
             commit()
     return utterance
@@ -181,7 +184,7 @@ def test_bark_smalls_greedy_tokens_are_those_of_transformers() -> None:
     )
     model.eval().requires_grad_(False)
     generation = GenerationConfig(
-        semantic_config={"max_new_tokens": 24, "eos_token_id": 10_000},
+        semantic_config={"max_new_tokens": 52, "eos_token_id": 10_000},
         coarse_acoustics_config={},
         fine_acoustics_config={},
         sample_rate=24_000,
@@ -201,7 +204,35 @@ def test_bark_smalls_greedy_tokens_are_those_of_transformers() -> None:
     prompt = torch.full((rules.semantic.max_text,), rules.semantic.text_pad_token)
     prompt[: len(ids)] = torch.tensor(ids) + rules.semantic.text_offset
     spoken = Utterance(rules, prompt, check_voice("long", parts, rules), 0.0, 1, 0)
-    check_stages(greedily(Lanes.of(model, rules, max_rows=2), spoken, slot=1), wanted)
+    seen: list[Stage] = []
+    check_stages(greedily(Lanes.of(model, rules, max_rows=2), spoken, slot=1, seen=seen), wanted)
+    assert begins_early(seen)  # the first window reads 47 tokens beside those of a voice of full length
+
+
+def begins_early(stages: Sequence[str]) -> bool:
+    """Whether a semantic step comes after a coarse one."""
+    return "coarse" in stages and "semantic" in stages[list(stages).index("coarse") :]
+
+
+@pytest.mark.parametrize(("voice", "word"), [(None, "two"), ("long", "one")])
+def test_coarse_windows_begin_before_the_semantic_stage_ends_with_the_same_tokens(
+    tmp_path: Path, voice: str | None, word: str
+) -> None:
+    """A sentence of more tokens than a window reads: alone, and with others at other places."""
+    folder = write_folder(tmp_path, voices=VOICES if voice else None)
+    bark = load(ModelSpec(name="tiny", folder=folder, max_rows=8))
+    job = make_job(word, voice=voice, temperature=0.0, response_format="pcm")
+    alone = say(bark, [job])
+    assert begins_early([stage for stage, _ in alone.steps])
+    others = [make_job("six five", seed=seed, voice=voice) for seed in range(4)]
+    together = say(bark, [*others, job], late=2)
+    assert together.results[-1] == alone.results[0]
+    model = BarkModel.from_pretrained(folder).eval()
+    wanted = reference(model, [2 + WORDS.index(word)], load_preset(folder, voice) if voice else None)
+    for said in (alone.rows[0], together.rows[-1]):
+        assert said.utterances[0].semantic == wanted.semantic
+        assert said.utterances[0].coarse[-len(wanted.coarse) :] == wanted.coarse
+        assert torch.equal(said.utterances[0].codec_codes(), wanted.codes)
 
 
 COMPANY = [
