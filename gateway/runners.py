@@ -88,8 +88,9 @@ class RunnerClient:
         if self._remotes is None:
             return list(self._links.values())
         known = self._remotes.known()
-        for url in known.keys() - self._links.keys():
-            self._links[url] = Link(self.name, known[url], self._options)
+        for url, api in known.items():
+            if url not in self._links:
+                self._links[url] = Link(self.name, api, self._options)
         for url in [url for url, link in self._links.items() if url not in known and not link.chosen]:
             task = asyncio.create_task(self._links.pop(url).close())
             self._leaving.add(task)

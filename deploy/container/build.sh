@@ -16,15 +16,21 @@ if [ -z "$engine" ]; then
         exit 1
     fi
 fi
-# OCI's own format has no health check.
-[ "$engine" = docker ] || format=(--opt format=docker)
+options=()
+if [ "$engine" != docker ]; then
+    options+=(--opt format=docker) # OCI's own has no health check
+    # Where packages are taken from a folder, the build needs it too.
+    if [ -d "${PIP_FIND_LINKS:-}" ]; then
+        options+=(--opt "volume=$PIP_FIND_LINKS:/wheels:ro" --opt build-arg=UV_FIND_LINKS=/wheels)
+    fi
+fi
 export BENTOML_DO_NOT_TRACK=true
 tag=$($bin/bentoml build --output tag | sed -n 's/^__tag__://p')
 # From /, because BentoML 1.4.39 reads a Bento's own Dockerfile template only below the working folder, and copies it
 # to where temporary files go.
 # shellcheck disable=SC2086 # several options
 (cd / && "$bin/bentoml" containerize "$tag" --backend "$engine" -t "triptych:$hardware" \
-    --opt "build-arg=HARDWARE=$hardware" "${format[@]}" ${CONTAINERIZE_OPTIONS:-})
+    --opt "build-arg=HARDWARE=$hardware" "${options[@]}" ${CONTAINERIZE_OPTIONS:-})
 mkdir -p build
 $bin/cyclonedx-py requirements "requirements/$hardware.txt" --output-reproducible -o "build/triptych-$hardware.cdx.json"
 echo "triptych:$hardware and build/triptych-$hardware.cdx.json are made of $tag."

@@ -1,9 +1,10 @@
-"""A gateway and two text runners on hosts of their own (network namespaces): one is cut off, one is slow."""
+"""A gateway and two text runners on hosts of their own (network namespaces): cut off, slow, killed."""
 
 from __future__ import annotations
 
 import os
 import shutil
+import signal
 import subprocess
 import sys
 import uuid
@@ -55,6 +56,9 @@ class Host:
         limits = ["rate", "16kbit", "burst", "2kb", "latency", "400ms"]
         run("ip", "netns", "exec", self.name, "tc", "qdisc", "add", "dev", "eth0", "root", "tbf", *limits)
 
+    def hurry(self) -> None:
+        run("ip", "netns", "exec", self.name, "tc", "qdisc", "del", "dev", "eth0", "root")
+
 
 @pytest.fixture
 def hosts() -> Iterator[list[Host]]:
@@ -90,7 +94,12 @@ def crowd(url: str, count: int, meanwhile: Callable[[], None] | None = None) -> 
         return [each.result().status_code for each in asked]
 
 
-def test_one_is_cut_off_and_one_is_slow(hosts: list[Host], tmp_path: Path) -> None:
+def kill(served: Served) -> None:
+    for process in reversed(served.processes()):
+        os.kill(process.pid, signal.SIGKILL)
+
+
+def test_one_is_cut_off_one_is_slow_and_one_is_killed(hosts: list[Host], tmp_path: Path) -> None:
     catalog = tmp_path / "text.yaml"
     catalog.write_text(CATALOG, encoding="utf-8")
     shared = {"TRIPTYCH_PROFILE": str(catalog), "TRIPTYCH_RUNNER_TOKEN": TOKEN}
@@ -120,6 +129,12 @@ def test_one_is_cut_off_and_one_is_slow(hosts: list[Host], tmp_path: Path) -> No
         assert shares[0] > shares[1], "the slow one got as many"
         with pytest.raises(httpx.HTTPStatusError, match="401"):
             httpx.post(f"{runners[0].url}/state", json={}).raise_for_status()
+
+        second.hurry()
+        # A killed process closes its connections: what has made nothing yet goes on elsewhere at once.
+        assert set(crowd(gateway.url, 24, meanwhile=lambda: kill(runners[0]))) == {200}
+        until(lambda: "1 of 2" in gateway.readyz()["runners"]["text"]["why"], LOOK_AGAIN_S, "its death")
+        assert gateway.readyz()["status"] == "ready"
     finally:
         for served in (gateway, *runners):
             served.stop()
