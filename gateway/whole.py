@@ -9,7 +9,7 @@ from gateway.answers import last_event, result_of, timings
 from gateway.runners import RunnerClient
 from gateway.tickets import Ticket
 from gateway.whole_schemas import ClassifyRequest, EmbedRequest
-from jobs import ClassifyJob, ClassifyResult, EmbedJob, EmbedResult, Finding
+from jobs import ClassifyJob, ClassifyResult, Done, EmbedJob, EmbedResult, Finding, JobError
 
 _FINDINGS: TypeAdapter[tuple[Finding, ...]] = TypeAdapter(tuple[Finding, ...])
 
@@ -40,6 +40,17 @@ def classify_job(request: ClassifyRequest, ticket: Ticket, timeout_s: float) -> 
         truncate=request.truncate,
         keep_alive_s=request.keep_alive_s,
     )
+
+
+async def embedded(job: EmbedJob, runner: RunnerClient, field: str) -> tuple[EmbedResult, Done]:
+    """For doors that call the texts `field`, and so must what the runner says of them. Raises `JobError`."""
+    try:
+        done = await last_event(runner.run(job))
+    except JobError as error:
+        if error.param == "texts":
+            error.param, error.message = field, error.message.replace("`texts`", f"`{field}`")
+        raise
+    return result_of(done, EmbedResult), done
 
 
 async def answer_embed(job: EmbedJob, runner: RunnerClient, ticket: Ticket) -> Response:

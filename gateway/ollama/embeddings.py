@@ -5,10 +5,9 @@ from __future__ import annotations
 from pydantic import BaseModel, Field
 from starlette.responses import JSONResponse, Response
 
-from gateway.answers import last_event, result_of
 from gateway.doors import Call, Door, like, native
 from gateway.ollama.wire import Named, OllamaError, model_field, plain_name, refuse
-from gateway.whole import embed_job
+from gateway.whole import embed_job, embedded
 from gateway.whole_schemas import EmbedRequest, Text, TextOrTexts
 from jobs import Done, EmbedResult
 
@@ -77,8 +76,7 @@ async def _made(
     }
     asked = native(EmbedRequest, fields, {"texts": field, "keep_alive_s": "keep_alive"})
     job = embed_job(asked, call.ticket, call.options.timeout_s)
-    done = await last_event(call.runners["text"].run(job))
-    return result_of(done, EmbedResult), done
+    return await embedded(job, call.runners["text"], field)
 
 
 DOORS = (

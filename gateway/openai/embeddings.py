@@ -9,12 +9,11 @@ import numpy as np
 from pydantic import BaseModel, Field
 from starlette.responses import JSONResponse, Response
 
-from gateway.answers import last_event, result_of, timing_headers
+from gateway.answers import timing_headers
 from gateway.doors import Call, Door, Wire, like, native
 from gateway.schemas import NO_NUL, KeepAlive
-from gateway.whole import embed_job
+from gateway.whole import embed_job, embedded
 from gateway.whole_schemas import EmbedRequest, TextOrTexts, TokensRead
-from jobs import EmbedResult
 
 
 class EmbeddingsRequest(Wire):
@@ -64,8 +63,7 @@ class EmbeddingsAnswer(BaseModel):
 
 async def embeddings(request: EmbeddingsRequest, call: Call) -> Response:
     job = embed_job(request.as_native(call), call.ticket, call.options.timeout_s)
-    done = await last_event(call.runners["text"].run(job))
-    result = result_of(done, EmbedResult)
+    result, done = await embedded(job, call.runners["text"], "input")
     read = sum(result.tokens)
     said = [
         {"object": "embedding", "index": index, "embedding": _encoded(vector, request.encoding_format)}

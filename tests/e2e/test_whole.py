@@ -52,6 +52,19 @@ def test_other_peoples_clients_get_the_same_vectors(service: Served, client: htt
     assert np.allclose(again.embeddings, expected, atol=1e-6)
 
 
+def test_each_door_says_its_own_word_for_the_texts(client: httpx.Client) -> None:
+    long = "many words " * 200
+    for path, body, field in (
+        ("/embed", {"texts": [long]}, "texts"),
+        ("/v1/embeddings", {"input": long}, "input"),
+    ):
+        error = client.post(path, json=body).json()["error"]
+        assert (error["param"], error["code"]) == (field, "text_too_long")
+        assert f"`{field}`[0] has" in error["message"]
+    told = client.post("/api/embed", json={"model": "tiny-embed", "input": long, "truncate": False})
+    assert "`input`[0] has" in told.json()["error"]
+
+
 def test_many_callers_share_calls_and_a_bad_one_is_alone(client: httpx.Client) -> None:
     def calls() -> tuple[float, float]:
         lines = client.get("/metrics").text.splitlines()
