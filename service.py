@@ -13,6 +13,7 @@ from gateway.options import GatewayOptions, ServedModel
 from gateway.remote import Remotes
 from gateway.service import NO_ACCESS_LOG, Gateway, open_doors
 from models.catalog import WHOLE_CALLS, Modality, models_served
+from runners.hosting import replica_of
 from runners.image import ImageRunner
 from runners.speech import SpeechRunner
 from runners.text import TextRunner
@@ -27,6 +28,15 @@ def _runner(service: bentoml.Service[Any], urls: str | None) -> Any:
     if urls is None:
         return bentoml.depends(service)
     return Remotes([url.strip() for url in urls.split(",") if url.strip()], given.runner_token)
+
+
+def _with_replicas(gateway: type[Gateway]) -> type[Gateway]:
+    """Further processes of the runners that are here, each a service that BentoML starts by itself."""
+    for service in (TextRunner, ImageRunner, SpeechRunner):
+        modality = service.inner.modality
+        for number in range(1, given.processes(modality)):
+            setattr(gateway, f"{modality}_runner_{number + 1}", bentoml.depends(replica_of(service, number)))
+    return gateway
 
 
 def _models() -> Iterator[ServedModel]:
@@ -45,6 +55,7 @@ def _models() -> Iterator[ServedModel]:
 
 
 @bentoml.service(name="triptych", workers=1, service_class=UntimedService, logging=NO_ACCESS_LOG)
+@_with_replicas
 class Triptych(Gateway):
     """Text, images and speech from open models."""
 

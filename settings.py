@@ -14,7 +14,7 @@ from functools import cache
 from pathlib import Path
 from typing import Annotated, Literal
 
-from pydantic import AliasChoices, Field, ValidationError
+from pydantic import AliasChoices, Field, ValidationError, ValidationInfo, field_validator
 from pydantic_settings import (
     BaseSettings,
     PydanticBaseSettingsSource,
@@ -24,6 +24,7 @@ from pydantic_settings import (
 
 PREFIX = "TRIPTYCH_"
 FILE_VARIABLE = PREFIX + "SETTINGS"
+_REPLICAS = "(text|image|speech)=([1-9]|[1-5][0-9]|6[0-4])"
 
 
 class SettingsError(Exception):
@@ -59,6 +60,8 @@ class Settings(BaseSettings):
     """What a gateway shows to runners on other machines, and they ask for; the same for all of them."""
     runners: Annotated[str, Field(pattern=r"^((text|image|speech)(,(text|image|speech))*)?$")] = ""
     """Which runners this machine has, as in `text,image`; empty for those that have no address above."""
+    replicas: Annotated[str, Field(pattern=rf"^({_REPLICAS}(,{_REPLICAS})*)?$")] = ""
+    """Runners here that are several processes, as in `image=2,speech=3`: each on a card of its own."""
     memory_gib: Annotated[float, Field(ge=0)] = 0
     """GiB that each runner's models may take; the least recently used leaves for another. 0 sets no bound."""
     queue_size: Annotated[int, Field(ge=1, le=10_000)] = 64
@@ -98,6 +101,17 @@ class Settings(BaseSettings):
     cors_origins: tuple[str, ...] = ()
     """Web origins whose pages may ask from a browser, as a JSON list; `["*"]` is all."""
 
+    @field_validator("replicas")
+    @classmethod
+    def _of_runners_here(cls, value: str, info: ValidationInfo) -> str:
+        names = [each.partition("=")[0] for each in value.split(",") if each]
+        if len(names) > len(set(names)):
+            raise ValueError("each runner once")
+        for name in names:
+            if info.data.get(f"{name}_runner_url") is not None:
+                raise ValueError(f"the {name} runner is not here but at {PREFIX}{name.upper()}_RUNNER_URL")
+        return value
+
     @property
     def store(self) -> str:
         return self.store_url or f"sqlite:///{Path(self.state_dir).absolute()}/triptych.db"
@@ -111,6 +125,11 @@ class Settings(BaseSettings):
         }
         named = frozenset(each.strip() for each in self.runners.split(",") if each.strip())
         return named or frozenset(each for each, url in away.items() if url is None)
+
+    def processes(self, modality: str) -> int:
+        """Of a runner that shares this machine."""
+        counts = dict(each.split("=") for each in self.replicas.split(",") if each)
+        return int(counts.get(modality, 1))
 
     @classmethod
     def settings_customise_sources(

@@ -20,7 +20,8 @@ Gpus = Annotated[
 ]
 Profile = Annotated[str | None, typer.Option("--profile", help="Another profile than the settings'.")]
 Replicas = Annotated[
-    list[str] | None, typer.Option("--replicas", help="Several of a runner, a card each: image=2.")
+    list[str] | None,
+    typer.Option("--replicas", help="Other counts of a runner's processes than the settings': image=2."),
 ]
 
 

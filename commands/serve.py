@@ -30,6 +30,12 @@ def serve(
     """
     options = settings()
     _refuse_to_be_open(options, runner)
+    if runner is not None and options.processes(runner) > 1:
+        raise CommandError(
+            "TRIPTYCH_REPLICAS counts processes beside their gateway; a runner that is served alone is one: "
+            f"leave {runner} out of it, and name the addresses of several to the gateway.",
+            Exit.USAGE,
+        )
     for modality in Modality:
         models_served(options.profile, modality)
     _refuse_a_taken_port(options)

@@ -5,7 +5,7 @@ from __future__ import annotations
 import asyncio
 import logging
 import time
-from collections.abc import AsyncGenerator, Collection
+from collections.abc import AsyncGenerator, Collection, Sequence
 from contextlib import aclosing
 from dataclasses import replace
 from typing import Any
@@ -27,14 +27,22 @@ class RunnerClient:
     """One runner's jobs. `name` is its modality. Used on one event loop; `close` it there."""
 
     def __init__(
-        self, name: str, api: RunnerApi | Remotes, options: GatewayOptions, books: Books | None = None
+        self,
+        name: str,
+        apis: Sequence[RunnerApi] | Remotes,
+        options: GatewayOptions,
+        books: Books | None = None,
     ) -> None:
-        """`books` are told of every job; without them none is counted."""
+        """`apis` are of its processes here, or elsewhere.
+
+        `books` are told of every job; without them none is counted.
+        """
         self.name = name
         self._books = books
         self._options = options
-        self._remotes = api if isinstance(api, Remotes) else None
-        self._links = {} if isinstance(api, Remotes) else {"": Link(name, api, options)}
+        self._remotes = apis if isinstance(apis, Remotes) else None
+        here = () if isinstance(apis, Remotes) else apis
+        self._links = {str(number): Link(name, api, options) for number, api in enumerate(here)}
         self._leaving: set[asyncio.Task[None]] = set()
 
     async def run(self, job: Job) -> AsyncGenerator[Event, None]:

@@ -14,7 +14,9 @@ The top-level service composes it with its runners:
 from __future__ import annotations
 
 import asyncio
-from functools import cache
+from collections.abc import Sequence
+from functools import cache, partial
+from itertools import count, takewhile
 from typing import Any, ClassVar, cast
 
 import bentoml
@@ -27,9 +29,11 @@ from gateway.edge import Edge
 from gateway.errors import or_error
 from gateway.health import Readiness
 from gateway.image import answer_image, image_jobs
+from gateway.links import RunnerApi
 from gateway.office import Office
 from gateway.openapi import openapi_document
 from gateway.options import GatewayOptions
+from gateway.remote import Remotes
 from gateway.runners import RunnerClient
 from gateway.schemas import ImageRequest, SpeechRequest
 from gateway.speech import answer_speech, answer_speech_events, speech_job
@@ -56,7 +60,8 @@ class EventText(IORootModel[str]):
 class Gateway:
     """Turns requests into jobs for three runners, and their events into answers."""
 
-    # Set by the subclass to what `bentoml.depends` returns, a descriptor that gives a `RunnerApi`.
+    # Set by the subclass to what `bentoml.depends` returns, a descriptor that gives a `RunnerApi`; further
+    # processes of a runner are `text_runner_2` and so on.
     text_runner: Any
     image_runner: Any
     speech_runner: Any
@@ -75,12 +80,20 @@ class Gateway:
         options = self.options
         self.office.open(options)
         books = self.office.books
-        self._text = RunnerClient("text", self.text_runner, options, books)
-        self._image = RunnerClient("image", self.image_runner, options, books)
-        self._speech = RunnerClient("speech", self.speech_runner, options, books)
+        self._text = RunnerClient("text", self._apis("text"), options, books)
+        self._image = RunnerClient("image", self._apis("image"), options, books)
+        self._speech = RunnerClient("speech", self._apis("speech"), options, books)
         self._clients = {client.name: client for client in (self._text, self._image, self._speech)}
         self.readiness.watch(self._clients, options.required)
         self.doors.open(self._clients, self.office.errands)
+
+    def _apis(self, modality: str) -> Sequence[RunnerApi] | Remotes:
+        name = f"{modality}_runner"
+        first = getattr(self, name)
+        if isinstance(first, Remotes):
+            return first
+        further = takewhile(partial(hasattr, self), (f"{name}_{number}" for number in count(2)))
+        return [first, *(getattr(self, each) for each in further)]
 
     @bentoml.on_startup
     async def begin(self) -> None:

@@ -63,6 +63,8 @@ class Runner:
     """The base of the three services: one modality, one process, one backend."""
 
     modality: Modality
+    replica: int = 0
+    """Which of several processes on this machine; each is a service of its own (`replica_of`)."""
 
     def __init__(self) -> None:
         self._backend: Backend | None = None
@@ -142,7 +144,7 @@ class Runner:
             if not entries:
                 self._down(f"the profile {options.profile} has no {self.modality} model")
                 return
-            placement = place(self.modality, options)
+            placement = place(self.modality, options, replica=self.replica)
             use_own_cards(placement)
             watch_gpu_memory()
             _share_cores(placement)
@@ -178,6 +180,13 @@ class Runner:
                 retry_after_s=5 if loading else 60,
             )
         return self._backend
+
+
+def replica_of(service: bentoml.Service[Any], number: int) -> bentoml.Service[Any]:
+    """The same runner once more on this machine, `number` counted from 0: a process of its own, which its
+    gateway can name. BentoML's `workers` share a socket: a cancel would reach any of them."""
+    again = type(f"{service.name}{number + 1}", (service.inner,), {"replica": number})
+    return bentoml.service(name=again.__name__, **SERVICE)(again)
 
 
 def crash() -> None:

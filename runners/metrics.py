@@ -17,8 +17,9 @@ _ROWS = (1, 2, 3, 4, 6, 8, 12, 16, 24, 32, 64)
 class EngineMetrics:
     """Made once a process and registry, after BentoML has said where the processes' metrics are gathered."""
 
-    def __init__(self, modality: str, registry: CollectorRegistry = REGISTRY) -> None:
+    def __init__(self, modality: str, registry: CollectorRegistry = REGISTRY, *, replica: int = 0) -> None:
         self._modality = modality
+        self._replica = str(replica + 1)
         self._rows = Counter(
             "triptych_rows_total",
             "Jobs that ended, by outcome: done, cancelled, late, failed, refused.",
@@ -56,14 +57,14 @@ class EngineMetrics:
         self._queue_depth = Gauge(
             "triptych_queue_depth",
             "Jobs that wait to be admitted.",
-            ["modality"],
+            ["modality", "replica"],
             multiprocess_mode="livemostrecent",
             registry=registry,
         )
         self._at_work = Gauge(
             "triptych_jobs_at_work",
             "Jobs in the runner, those that wait to be admitted included.",
-            ["modality"],
+            ["modality", "replica"],
             multiprocess_mode="livemostrecent",
             registry=registry,
         )
@@ -90,10 +91,10 @@ class EngineMetrics:
         self._rows_per_step.labels(self._modality, lane).observe(rows)
 
     def queue_depth(self, jobs: int) -> None:
-        self._queue_depth.labels(self._modality).set(jobs)
+        self._queue_depth.labels(self._modality, self._replica).set(jobs)
 
     def at_work(self, jobs: int) -> None:
-        self._at_work.labels(self._modality).set(jobs)
+        self._at_work.labels(self._modality, self._replica).set(jobs)
 
 
 GPU_MEMORY = "triptych_gpu_memory_bytes"

@@ -38,6 +38,8 @@ class Placement:
     """Requests in flight on each of its models, where the plan chose fewer than the catalog."""
     alone: bool = False
     """No other runner of this service is on this machine."""
+    replica: int = 0
+    """Which of the runner's processes on this machine it is."""
 
     def applied(self, entries: Mapping[str, Entry]) -> dict[str, Entry]:
         """The catalog's entries with what the plan chose."""
@@ -52,7 +54,9 @@ class Placement:
         }
 
 
-def place(modality: Modality, settings: Settings, *, machine: Machine | None = None) -> Placement:
+def place(
+    modality: Modality, settings: Settings, *, replica: int = 0, machine: Machine | None = None
+) -> Placement:
     """A runner's own part of the plan that all runners make alike. Raises `PlacementError`.
 
     `machine` is this one unless given.
@@ -61,13 +65,13 @@ def place(modality: Modality, settings: Settings, *, machine: Machine | None = N
     if settings.device == "cuda" and not machine.cards:
         raise PlacementError("TRIPTYCH_DEVICE is cuda, but this machine shows no GPU.")
     plan = plan_for(settings, machine)
-    seat = plan.seat(modality)
+    seat = plan.seat(modality, replica)
     if seat is not None:
         return _told(seat, alone=len(plan.seats) == 1)
     if plan.problem and (settings.device == "cpu" or not machine.cards):
         log.warning("%s The runner tries all the same.", plan.problem)  # memory can be swapped, cards cannot
-        threads = threads_of_each(machine, len(settings.runners_here()), settings.cpu_threads)
-        return Placement("cpu", 0.0, threads)
+        counts = [settings.processes(each) for each in settings.runners_here()]
+        return Placement("cpu", 0.0, threads_of_each(machine, counts, settings.cpu_threads), replica=replica)
     raise PlacementError(plan.problem or f"TRIPTYCH_RUNNERS has no {modality} runner.")
 
 
@@ -80,10 +84,11 @@ def plan_for(
 ) -> Plan:
     """Of the profile's runners that this machine has: those that are not reached by an address.
 
+    `replicas` is what the settings say unless given.
     `spans`: whether text's engine can put one model on several cards; None for what is installed here.
     """
     wants = [
-        want(modality, entries, (replicas or {}).get(modality, 1))
+        want(modality, entries, (replicas or {}).get(modality) or settings.processes(modality))
         for modality in Modality
         if modality in settings.runners_here() and (entries := models_served(settings.profile, modality))
     ]
@@ -115,4 +120,5 @@ def _told(seat: Seat, *, alone: bool) -> Placement:
         precisions={load.name: load.chosen(seat.device) for load in seat.want.loads if load.step > 0},
         rows={load.name: load.rows for load in seat.want.loads},
         alone=alone,
+        replica=seat.replica,
     )

@@ -36,7 +36,7 @@ def make_plan(
     machine: Machine, wants: Sequence[Want], *, device: str = "auto", cpu_threads: int = 0, spans: bool = True
 ) -> Plan:
     """Places the wanted runners. `spans`: whether text's engine can put one model on several cards."""
-    threads = threads_of_each(machine, len(wants), cpu_threads)
+    threads = threads_of_each(machine, [want.replicas for want in wants], cpu_threads)
     for state in _states(tuple(wants), machine, device, spans):
         seats = fit(state, machine, threads)
         if seats is not None:
@@ -44,9 +44,13 @@ def make_plan(
     return Plan(machine, problem=_problem(wants, machine, device, spans))
 
 
-def threads_of_each(machine: Machine, runners: int, asked: int = 0) -> int:
-    """As asked; else all cores to one runner, half of them to each of several: they are seldom all busy."""
-    return asked or (machine.cores if runners == 1 else max(1, machine.cores // 2))
+def threads_of_each(machine: Machine, processes: Sequence[int], asked: int = 0) -> int:
+    """As asked; else all cores to one runner, half of them to each of several: they are seldom all busy.
+
+    `processes` of each runner: they share its part, for they are busy together.
+    """
+    part = machine.cores if len(processes) == 1 else machine.cores // 2
+    return asked or max(1, part // max(processes, default=1))
 
 
 @dataclass(frozen=True, slots=True)
@@ -108,7 +112,7 @@ def _problem(wants: Sequence[Want], machine: Machine, device: str, spans: bool) 
     if device == "cuda" and fits(machine, "auto"):
         others = ", or with TRIPTYCH_DEVICE=auto, which sends the smallest runner to the CPU"
     if device == "cpu" or not machine.cards:
-        wanted = sum(want.parts("cpu").total for want in wants) / RAM_SHARED
+        wanted = sum(want.parts("cpu").total * want.replicas for want in wants) / RAM_SHARED
         return f"{said} It needs {wanted:.1f} GiB of memory as it stands; here are {machine.memory_gib:.1f}."
     for size in CARD_SIZES:
         larger = tuple(replace(card, memory_gib=max(card.memory_gib, size)) for card in machine.cards)
@@ -136,4 +140,4 @@ def _told(wants: Sequence[Want], seats: Sequence[Seat], machine: Machine) -> Ite
     used = {card for seat in seats for card in seat.cards}
     free = [str(card.index) for card in machine.cards if card.index not in used]
     if free:
-        yield f"Nothing is on card {', '.join(free)}: a replica would take a share (--replicas image=2)."
+        yield f"Nothing is on card {', '.join(free)}: TRIPTYCH_REPLICAS=image=2 would use it."

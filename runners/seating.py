@@ -96,14 +96,15 @@ def fit(state: Wanted, machine: Machine, threads: int) -> list[Seat] | None:
 
 def _in_memory(wants: Sequence[Want], machine: Machine, threads: int) -> list[Seat] | None:
     """On the CPU: each runner what it needs and, of what is left, a part in proportion."""
-    needs = [want.parts("cpu") for want in wants]
+    seated = [(want, replica) for want in wants for replica in range(want.replicas)]
+    needs = [want.parts("cpu") for want, _ in seated]
     whole, shared = sum(each.total for each in needs), machine.memory_gib * RAM_SHARED
     if whole > shared:
         return None
     return [
         Seat(
             modality=want.modality,
-            replica=0,
+            replica=replica,
             want=want,
             cards=(),
             fraction=0.0,
@@ -111,7 +112,7 @@ def _in_memory(wants: Sequence[Want], machine: Machine, threads: int) -> list[Se
             needs=each,
             has_gib=shared * each.total / whole,
         )
-        for want, each in zip(wants, needs, strict=True)
+        for (want, replica), each in zip(seated, needs, strict=True)
     ]
 
 
@@ -120,7 +121,7 @@ def _fill(rooms: list[_Room], wants: Sequence[Want], *, spanning: bool, spread: 
     singles = list(wants)
     for want in wants:
         if spanning and want.modality is Modality.TEXT:
-            if not _span(rooms, want):
+            if not all(_span(rooms, want, replica) for replica in range(want.replicas)):
                 return False
             singles.remove(want)
     for want in sorted(singles, key=lambda each: each.parts("cuda").total, reverse=True):
@@ -134,7 +135,7 @@ def _fill(rooms: list[_Room], wants: Sequence[Want], *, spanning: bool, spread: 
     return True
 
 
-def _span(rooms: list[_Room], want: Want) -> bool:
+def _span(rooms: list[_Room], want: Want, replica: int) -> bool:
     """Text on as few equal cards as hold it; its process and what a forward keeps are on each of them."""
     whole = want.parts("cuda")
     for count in SPANS:
@@ -143,7 +144,7 @@ def _span(rooms: list[_Room], want: Want) -> bool:
             able = [room for room in rooms if room.card.memory_gib == size and room.takes(want, needs)]
             if len(able) >= count:
                 for room in able[:count]:
-                    room.held.append((want, 0, needs))
+                    room.held.append((want, replica, needs))
                 return True
     return False
 

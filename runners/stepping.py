@@ -26,7 +26,8 @@ def step_engine(
     modality: Modality, entries: dict[str, Entry], placement: Placement, options: Settings
 ) -> Engine:
     """Loads what is to be loaded at the start, then starts the engine. Raises `models.loading.LoadError`."""
-    return engine_over(loaded_models(entries, placement, options), EngineMetrics(modality), entries, options)
+    metrics = EngineMetrics(modality, replica=placement.replica)
+    return engine_over(loaded_models(entries, placement, options), metrics, entries, options)
 
 
 def engine_over(

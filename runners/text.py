@@ -44,7 +44,7 @@ class TextRunner(Runner):
         others = {name: entry for name, entry in entries.items() if name not in texts}
         obstacle = vllm_obstacle(texts, placement, options) if texts else "no model writes texts"
         models = loaded_models(entries if obstacle else others, placement, options)
-        metrics = EngineMetrics(self.modality)
+        metrics = EngineMetrics(self.modality, replica=placement.replica)
         kinds = {name: entry.job_kind for name, entry in others.items()}
         self._whole = WholeCalls(models, kinds, metrics)
         if obstacle is None:

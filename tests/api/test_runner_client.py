@@ -100,7 +100,7 @@ class ScriptedRunner:
 
 def client(*steps: str | float | Exception) -> tuple[RunnerClient, ScriptedRunner]:
     runner = ScriptedRunner(*steps)
-    return RunnerClient("text", runner, OPTIONS), runner
+    return RunnerClient("text", [runner], OPTIONS), runner
 
 
 async def events(client: RunnerClient, timeout_s: float = 10) -> list[Event]:

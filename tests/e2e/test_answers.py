@@ -178,7 +178,7 @@ def test_metrics_tell_queue_from_work(client: httpx.Client) -> None:
         'triptych_jobs_at_work{modality="text"}',
         'triptych_step_seconds_count{lane="decode",modality="text"}',
         'triptych_rows_per_step_count{lane="decode",modality="text"}',
-        'triptych_queue_depth{modality="text"}',
+        'triptych_queue_depth{modality="text",replica="1"}',
     ):
         assert name in metrics
 

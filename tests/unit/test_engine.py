@@ -291,7 +291,7 @@ async def test_counters_tell_queue_work_and_outcomes() -> None:
     assert registry.get_sample_value("triptych_queue_seconds_count", {"modality": "text"}) == 1
     assert registry.get_sample_value("triptych_step_seconds_count", labels) == 3
     assert registry.get_sample_value("triptych_rows_per_step_sum", labels) == 3
-    assert registry.get_sample_value("triptych_queue_depth", {"modality": "text"}) == 0
+    assert registry.get_sample_value("triptych_queue_depth", {"modality": "text", "replica": "1"}) == 0
 
 
 async def test_a_failing_engine_says_so() -> None:

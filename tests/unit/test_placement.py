@@ -130,6 +130,26 @@ def test_replicas_are_on_cards_of_their_own() -> None:
     assert "does not fit" in make_plan(machine(24), [runner(IMAGE, 1, replicas=2)], device="cuda").problem
 
 
+def test_replicas_may_span_cards_or_share_a_cpu() -> None:
+    large = make_plan(machine(*[24] * 4), [runner(TEXT, 14, replicas=2)])
+    assert sorted(seats(large).values()) == [(0, 1), (2, 3)]
+    assert within_the_cards(large)
+    small = make_plan(machine(memory_gib=64, cores=16), [*STANDARD[:1], runner(IMAGE, 1.07, replicas=4)])
+    images = [seat for seat in small.seats if seat.modality is IMAGE]
+    assert [seat.replica for seat in images] == [0, 1, 2, 3]
+    assert {seat.cpu_threads for seat in small.seats} == {2}
+    few = make_plan(machine(memory_gib=8), [runner(IMAGE, 1.07, precision="float32", replicas=4)])
+    assert not few.seats
+
+
+def test_each_replica_finds_its_own_part() -> None:
+    wanted = Settings.model_validate({"profile": "standard", "replicas": "image=2"})
+    three = machine(24, 24, 24)
+    cards = [place(IMAGE, wanted, replica=number, machine=three).cards for number in range(2)]
+    assert len(set(cards)) == 2
+    assert place(IMAGE, wanted, replica=1, machine=three).replica == 1
+
+
 def test_unequal_cards_are_filled_when_spreading_fails() -> None:
     plan = make_plan(machine(8, 24), [runner(TEXT, 7, precision="bfloat16"), runner(IMAGE, 1.07)])
     assert seats(plan) == {"text": (1,), "image": (0,)}
