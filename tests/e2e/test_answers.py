@@ -175,7 +175,7 @@ def test_metrics_tell_queue_from_work(client: httpx.Client) -> None:
         'triptych_rows_total{modality="text",outcome="done"}',
         'triptych_queue_seconds_count{modality="text"}',
         'triptych_work_seconds_count{modality="text"}',
-        'triptych_jobs_at_work{modality="text"}',
+        'triptych_jobs_at_work{modality="text",replica="1"}',
         'triptych_step_seconds_count{lane="decode",modality="text"}',
         'triptych_rows_per_step_count{lane="decode",modality="text"}',
         'triptych_queue_depth{modality="text",replica="1"}',
