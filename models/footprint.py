@@ -20,8 +20,11 @@ def measure(folder: Path, family: str) -> Memory:
     modality = family.partition(".")[0]
     if modality not in counts:
         raise ValueError(f"there is no modality {modality}")
+    count = (
+        _whole_call if family in WHOLE_CALLS else _seq2seq if family == "text.seq2seq" else counts[modality]
+    )
     try:
-        return _whole_call(folder) if family in WHOLE_CALLS else counts[modality](folder)
+        return count(folder)
     except (KeyError, TypeError, IndexError):
         raise ValueError(f"the configuration in {folder} is not of family {family}") from None
 
@@ -39,6 +42,25 @@ def _text(folder: Path) -> Memory:
         quantizable=_count(linear),
         cache_values_per_token=2 * config["num_hidden_layers"] * key_heads * head_size,
         context=config["max_position_embeddings"],
+    )
+
+
+def _seq2seq(folder: Path) -> Memory:
+    """T5: its `wo` stays as it is in 8 and 4 bits, for what goes into it is beyond float16."""
+    config = _config(folder / "config.json")
+    layers = config.get("num_decoder_layers") or config["num_layers"]
+    weights = _weights(folder)
+    linear = {
+        name: shape
+        for name, shape in weights.items()
+        if ".layer." in name and len(shape) == 2 and ".wo." not in name and "attention_bias" not in name
+    }
+    return Memory(
+        parameters=_count(weights),
+        quantizable=_count(linear),
+        # A token of the prompt is kept for the decoder to attend to, one of the answer for itself.
+        cache_values_per_token=2 * 2 * layers * config["num_heads"] * config["d_kv"],
+        context=config.get("n_positions") or 512,
     )
 
 

@@ -94,7 +94,9 @@ def quantization_of(spec: ModelSpec) -> BitsAndBytesConfig | None:
         # It tries to compile its CPU kernels, which takes many seconds to find out that there is no compiler.
         torch.compiler.set_stance("force_eager")
     if spec.quantization == "int8":
-        return BitsAndBytesConfig(load_in_8bit=True)
+        # Its threshold keeps columns in float16 by what any row of a forward has in them, so that a row's
+        # numbers would depend on its neighbours. Without it each row is scaled by itself alone.
+        return BitsAndBytesConfig(load_in_8bit=True, llm_int8_threshold=0.0)
     return BitsAndBytesConfig(load_in_4bit=True, bnb_4bit_compute_dtype=getattr(torch, spec.dtype))
 
 

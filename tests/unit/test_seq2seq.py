@@ -1,21 +1,26 @@
-"""The encoder-decoder family on a T5 written here: the tokens of `generate`, alone and in any company."""
+"""Encoder-decoders on a T5 written here: `generate`'s tokens, alone and in company, in 8 and 4 bits too."""
 
 from __future__ import annotations
 
 from collections.abc import Iterator
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 import pytest
 import torch
-from transformers import AutoModelForSeq2SeqLM, AutoTokenizer, PreTrainedTokenizerFast, T5Config
+from bitsandbytes.nn.modules import Linear8bitLt
+from torch import Tensor
+from transformers import AutoModelForSeq2SeqLM, AutoTokenizer
 
-from jobs import Constraint, JobError, Message
+from jobs import Constraint, JobError, Message, TextJob
+from models.footprint import measure
 from models.protocol import ModelSpec
 from models.text.row import Row
 from models.text.seq2seq import Seq2Seq, load
+from models.text.weights import quantization_of
 from tests.unit.decoding import job
-from tests.unit.tiny_text import EOS, VOCABULARY, byte_level
+from tests.unit.tiny_text import write_t5
 
 PROMPTS = ("hello world", "a red circle on a blue background and a green star. " * 3, "x", "🙂 été")
 
@@ -30,29 +35,7 @@ def one_thread() -> Iterator[None]:
 
 @pytest.fixture(scope="module")
 def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    made = tmp_path_factory.mktemp("t5")
-    special = {"bos_token": "<s>", "eos_token": "</s>"}
-    PreTrainedTokenizerFast(tokenizer_object=byte_level(), model_max_length=256, **special).save_pretrained(
-        made
-    )
-    torch.manual_seed(5)
-    build: Any = T5Config
-    config = build(
-        vocab_size=VOCABULARY,
-        d_model=64,
-        d_kv=16,
-        d_ff=128,
-        num_layers=2,
-        num_heads=4,
-        feed_forward_proj="gated-gelu",
-        tie_word_embeddings=False,
-        initializer_factor=1.5,
-        eos_token_id=EOS,
-        pad_token_id=0,
-        decoder_start_token_id=0,
-    )
-    AutoModelForSeq2SeqLM.from_config(config).save_pretrained(made)
-    return made
+    return write_t5(tmp_path_factory.mktemp("t5"))
 
 
 @pytest.fixture(scope="module")
@@ -68,7 +51,7 @@ def advance(model: Seq2Seq, rows: list[Row]) -> None:
         model.step(lane, at_it[: int(model.budget(lane))])
 
 
-def tokens(model: Seq2Seq, *orders: Any, joining: int = 0) -> list[list[int]]:
+def run(model: Seq2Seq, *orders: Any, joining: int = 0) -> list[Row]:
     """Runs the orders together, each joining `joining` steps after the one before."""
     rows: list[Row] = []
     for order in orders:
@@ -81,7 +64,11 @@ def tokens(model: Seq2Seq, *orders: Any, joining: int = 0) -> list[list[int]]:
         advance(model, rows)
     for row in rows:
         model.release(row)
-    return [row.tokens for row in rows]
+    return rows
+
+
+def tokens(model: Seq2Seq, *orders: Any, joining: int = 0) -> list[list[int]]:
+    return [row.tokens for row in run(model, *orders, joining=joining)]
 
 
 def test_greedy_is_generate_token_by_token(model: Seq2Seq, folder: Path) -> None:
@@ -116,6 +103,42 @@ def test_grammars_and_slots(model: Seq2Seq) -> None:
     assert [model.reserve(row) for row in rows] == [True] * 4 + [False]
     for row in rows:
         model.release(row)
+
+
+@pytest.fixture(scope="module")
+def wide(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """What goes into its layers is beyond bitsandbytes' threshold for columns that stay in float16."""
+    return write_t5(tmp_path_factory.mktemp("wide"), width=128)
+
+
+@pytest.mark.parametrize("dtype", ["float32", "bfloat16"])
+@pytest.mark.parametrize(("quantization", "most_off"), [("int8", 0.1), ("int4", 0.5)])
+def test_in_fewer_bits_it_is_near_and_the_same_in_any_company(
+    wide: Path, quantization: str, most_off: float, dtype: str
+) -> None:
+    """The same to the last bit of what it tells of each token."""
+    plain = ModelSpec(name="t5", folder=wide, max_rows=4, dtype=dtype)
+    model = load(replace(plain, quantization=quantization))
+    first = [likelihoods(each, job("x", max_tokens=1, logprobs=100)) for each in (model, load(plain))]
+    assert 0 < float((first[0] - first[1]).norm() / first[1].norm()) < most_off
+    orders = [job(prompt, max_tokens=30, logprobs=2) for prompt in PROMPTS]
+    alone = [model.finish(run(model, order)[0]) for order in orders]
+    assert [model.finish(row) for row in run(model, *orders, joining=7)] == alone
+
+
+def likelihoods(model: Seq2Seq, order: TextJob) -> Tensor:
+    (row,) = run(model, order)
+    return torch.tensor([other.logprob for other in row.logprobs[0].top])
+
+
+def test_the_plan_knows_what_shrinks(wide: Path) -> None:
+    how = quantization_of(ModelSpec(name="t5", folder=wide, quantization="int8"))
+    model: Any = AutoModelForSeq2SeqLM.from_pretrained(wide, quantization_config=how)
+    shrunk = [each for each in model.modules() if isinstance(each, Linear8bitLt)]
+    memory = measure(wide, "text.seq2seq")
+    assert memory.quantizable == sum(each.in_features * each.out_features for each in shrunk) > 0
+    assert memory.parameters == model.num_parameters()
+    assert memory.cache_values_per_token == 2 * 2 * 2 * 128
 
 
 @pytest.mark.parametrize(

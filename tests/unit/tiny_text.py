@@ -7,7 +7,7 @@ from typing import Any
 
 import torch
 from tokenizers import Tokenizer, decoders, models, pre_tokenizers, processors, trainers
-from transformers import AutoModelForCausalLM, PreTrainedTokenizerFast
+from transformers import AutoModelForCausalLM, AutoModelForSeq2SeqLM, PreTrainedTokenizerFast, T5Config
 from transformers.models.auto.configuration_auto import AutoConfig
 
 BOS, EOS = 0, 1
@@ -81,4 +81,29 @@ def write_model(
     torch.manual_seed(3)
     model = AutoModelForCausalLM.from_config(config)
     model.save_pretrained(folder)
+    return folder
+
+
+def write_t5(folder: Path, *, width: int = 64) -> Path:
+    """A T5 of the kind of FLAN-T5, the same every time."""
+    special = {"bos_token": "<s>", "eos_token": "</s>"}
+    tokenizer = PreTrainedTokenizerFast(tokenizer_object=byte_level(), model_max_length=256, **special)
+    tokenizer.save_pretrained(folder)
+    torch.manual_seed(5)
+    build: Any = T5Config
+    config = build(
+        vocab_size=VOCABULARY,
+        d_model=width,
+        d_kv=width // 4,
+        d_ff=2 * width,
+        num_layers=2,
+        num_heads=4,
+        feed_forward_proj="gated-gelu",
+        tie_word_embeddings=False,
+        initializer_factor=1.5,
+        eos_token_id=EOS,
+        pad_token_id=0,
+        decoder_start_token_id=0,
+    )
+    AutoModelForSeq2SeqLM.from_config(config).save_pretrained(folder)
     return folder
