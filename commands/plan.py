@@ -37,7 +37,7 @@ def plan(
     if profile is not None:
         options = options.model_copy(update={"profile": profile})
     machine = this_machine() if gpus is None else described(gpus, this_machine())
-    made = plan_for(options, machine, replicas=_counts(replicas or []), spans=gpus is not None or None)
+    made = plan_for(options, machine, replicas=_counts(replicas or []), vllm=gpus is not None or None)
     show(as_data(made), as_json, _machine_line(machine), *_text(made))
     if made.problem:
         raise CommandError(made.problem, Exit.WRONG)

@@ -69,7 +69,8 @@ class Entry(BaseModel):
     config: Source | None = None
     """For a `file:` source: the checkpoint in the hub's layout whose configuration and tokenizer it has."""
     offload: bool = False
-    """Keep the weights on the CPU and bring each layer's to the GPU when needed (slow; image families)."""
+    """Bring weights to the device only when needed (slow): an image model's all, from memory; of a language
+    model (`text.decoder`) what its device has no room for, from memory or, on a CPU, from its files."""
     safety_checker: bool = True
     """Let the checkpoint's safety checker, where it brings one, look at each picture (image families)."""
     watermark: bool = True
@@ -106,6 +107,16 @@ class Entry(BaseModel):
     """What it takes; without it `triptych plan` goes by the size of its files."""
     files: tuple[str, ...] = ("*.json", "*.safetensors", "*.txt", "*.model", "*.jinja")
     """What to download of a hub's repository."""
+
+    @model_validator(mode="after")
+    def _offload_goes_with_the_rest(self) -> Entry:
+        if self.offload and self.family != "text.decoder" and self.modality is not Modality.IMAGE:
+            raise ValueError(f"offload is for text.decoder and image families, which {self.family} is not")
+        if self.offload and self.modality is Modality.TEXT and self.precision in ("int8", "int4"):
+            raise ValueError(
+                f"a language model with offload keeps its whole precision, so not {self.precision}"
+            )
+        return self
 
     @property
     def modality(self) -> Modality:

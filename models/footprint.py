@@ -10,6 +10,9 @@ from typing import Any
 from models.catalog import WHOLE_CALLS, Memory
 from models.manifest import read_header
 
+FIRST_LENGTH = 2048
+"""Tokens a slot of a language model has memory for at first; it grows when a row needs more."""
+
 _DECODER_TENSORS = 3
 """Full-size tensors of a VAE's last level alive at once: a convolution's input, its output, the one added."""
 

@@ -4,7 +4,9 @@ from __future__ import annotations
 
 import importlib
 import math
+from collections.abc import Mapping
 from contextlib import suppress
+from dataclasses import replace
 from functools import cache
 from pathlib import Path
 from typing import Any
@@ -20,9 +22,12 @@ from models.sources import EMBEDDED, LoadError, find_folder
 __all__ = ["EMBEDDED", "LoadError", "find_folder", "load_model", "spec_of", "weight_bytes"]
 
 
-def load_model(name: str, entry: Entry, device: str) -> Any:
-    """A `Model` or `WholeModel` of the catalog on `device` (as torch names it). Raises `LoadError`."""
-    spec = spec_of(name, entry, device)
+def load_model(name: str, entry: Entry, device: str, room: Mapping[str, int] | None = None) -> Any:
+    """A `Model` or `WholeModel` of the catalog on `device` (as torch names it), laid over those of `room`.
+
+    Raises `LoadError`.
+    """
+    spec = replace(spec_of(name, entry, device), room=room or {})
     if wrong := _wrong_files(spec.folder):
         raise LoadError(f"The model {name} in {spec.folder} is broken: {'; '.join(wrong)}.")
     family = importlib.import_module(f"models.{entry.family}")

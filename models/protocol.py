@@ -111,7 +111,10 @@ class ModelSpec:
     max_rows: int = 16
     """The most rows in flight: slots of a cache, pictures in one forward."""
     offload: bool = False
-    """Whether its weights stay on the CPU, and each layer's go to the device for its part of a forward."""
+    """Whether its weights stay on the CPU, and each layer's go to the device for its part of a forward
+    (language models: those that `room` has no place for)."""
+    room: Mapping[str, int] = field(default_factory=dict[str, int])
+    """Bytes of weights that each device takes of it, the first `device`; empty where that takes all."""
     config: Path | None = None
     """For a single file: the folder in the hub's layout that its configuration and tokenizer come from."""
     safety_checker: bool = True

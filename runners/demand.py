@@ -5,7 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass, replace
 
 from models.catalog import Entry, Memory, Modality
-from models.footprint import measure
+from models.footprint import FIRST_LENGTH, measure
 from models.manifest import BrokenFileError
 from models.sources import local_folder
 from runners.machine import GIB
@@ -15,6 +15,9 @@ BYTES = {"float32": 4.0, "bfloat16": 2.0, "float16": 2.0, "int8": 1.0, "int4": 0
 
 STEPS = ("", "int8", "int4")
 """What `auto` steps down to where the plain precision does not fit; the first is the plain one."""
+
+LEAST_ON_DEVICE = 0.25
+"""Of an offloaded model's weights: with less of them on its device a token is hardly ever worth its wait."""
 
 GPU_PROCESS_GIB = 0.6
 """What each process takes of a card before its model: CUDA's context and its libraries' kernels."""
@@ -57,6 +60,8 @@ class Load:
     memory: Memory | None
     step: int = 0
     """How far `auto` has stepped down."""
+    offload: bool = False
+    """Weights that its device has no room for are brought when needed: a language model's, by layers."""
 
     def chosen(self, device: str) -> str:
         """The precision on `device` (`cpu` or `cuda`)."""
@@ -67,6 +72,7 @@ class Load:
     def can_step_down(self) -> bool:
         return (
             self.precision == "auto"
+            and not self.offload  # bitsandbytes takes no part of a model that is elsewhere
             and self.memory is not None
             and self.memory.quantizable > 0
             and self.step + 1 < len(STEPS)
@@ -82,11 +88,27 @@ class Load:
         plain = BYTES[("float32" if device == "cpu" else "bfloat16") if quantized else precision]
         shrunk = memory.quantizable if quantized else 0
         cache = (rows + 1) * memory.context * memory.cache_values_per_token  # one slot is padding's
+        weights = (shrunk * BYTES[precision] + (memory.parameters - shrunk) * plain) / GIB
         return Parts(
-            weights=(shrunk * BYTES[precision] + (memory.parameters - shrunk) * plain) / GIB,
+            weights=weights * (LEAST_ON_DEVICE if self.offload else 1),
             cache=cache * plain / GIB,
             work=rows * memory.work_values * plain / GIB,
         )
+
+    def is_laid(self, *, spanning: bool) -> bool:
+        """Whether accelerate lays it over devices, where its runner is `spanning` cards or on one."""
+        writes = self.memory is not None and self.memory.cache_values_per_token > 0
+        return writes and (spanning or self.offload)
+
+    def whole_gib(self, device: str) -> float:
+        """Of its weights, those included that an offloaded model may keep elsewhere."""
+        return self.parts(device).weights / (LEAST_ON_DEVICE if self.offload else 1)
+
+    def first_cache_gib(self, device: str) -> float:
+        """What its cache takes in our engine before any row needs more."""
+        if self.memory is None:
+            return 0.0
+        return (self.rows + 1) * min(self.memory.context, FIRST_LENGTH) * self.token_bytes(device) / GIB
 
     def token_bytes(self, device: str) -> float:
         """Of the cache, for each token."""
@@ -136,7 +158,14 @@ class Want:
 def want(modality: Modality, entries: dict[str, Entry], replicas: int = 1) -> Want:
     """A runner of the catalog's entries."""
     loads = tuple(
-        Load(name, entry.precision, entry.max_rows, memory_of(entry)) for name, entry in entries.items()
+        Load(
+            name,
+            entry.precision,
+            entry.max_rows,
+            memory_of(entry),
+            offload=entry.offload and entry.modality is Modality.TEXT,
+        )
+        for name, entry in entries.items()
     )
     return Want(modality, loads, replicas)
 

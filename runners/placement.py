@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import importlib.util
 import logging
 import os
 from collections.abc import Mapping
@@ -10,9 +9,10 @@ from dataclasses import dataclass, field
 
 from models.catalog import Entry, Modality, models_served
 from runners.demand import want
-from runners.machine import Machine, PlacementError, this_machine, visible_cards
+from runners.machine import GIB, Machine, PlacementError, this_machine, visible_cards
 from runners.plan import Plan, make_plan, threads_of_each
 from runners.seating import Seat
+from runners.text_engine import spans_of
 from settings import Settings
 
 __all__ = ["Placement", "PlacementError", "place", "plan_for", "seen_cards", "use_own_cards"]
@@ -36,6 +36,8 @@ class Placement:
     """Of each of its models, where the plan chose another than the catalog's."""
     rows: Mapping[str, int] = field(default_factory=dict[str, int])
     """Requests in flight on each of its models, where the plan chose fewer than the catalog."""
+    room: Mapping[str, Mapping[str, int]] = field(default_factory=dict[str, Mapping[str, int]])
+    """Bytes of weights by device, of each of its models that is laid over several."""
     alone: bool = False
     """No other runner of this service is on this machine."""
     replica: int = 0
@@ -80,21 +82,19 @@ def plan_for(
     machine: Machine,
     *,
     replicas: Mapping[Modality, int] | None = None,
-    spans: bool | None = None,
+    vllm: bool | None = None,
 ) -> Plan:
     """Of the profile's runners that this machine has: those that are not reached by an address.
 
     `replicas` is what the settings say unless given.
-    `spans`: whether text's engine can put one model on several cards; None for what is installed here.
+    `vllm`: whether it is installed; None for what is so here.
     """
     wants = [
         want(modality, entries, (replicas or {}).get(modality) or settings.processes(modality))
         for modality in Modality
         if modality in settings.runners_here() and (entries := models_served(settings.profile, modality))
     ]
-    if spans is None:
-        spans = importlib.util.find_spec("vllm") is not None
-    spans = spans and settings.text_engine != "transformers"
+    spans = spans_of(models_served(settings.profile, Modality.TEXT), settings, installed=vllm)
     return make_plan(machine, wants, device=settings.device, cpu_threads=settings.cpu_threads, spans=spans)
 
 
@@ -119,6 +119,10 @@ def _told(seat: Seat, *, alone: bool) -> Placement:
         memory_gib=seat.has_gib,
         precisions={load.name: load.chosen(seat.device) for load in seat.want.loads if load.step > 0},
         rows={load.name: load.rows for load in seat.want.loads},
+        room={
+            name: {device: int(gib * GIB) for device, gib in devices.items()}
+            for name, devices in seat.room().items()
+        },
         alone=alone,
         replica=seat.replica,
     )

@@ -8,11 +8,15 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, replace
+from typing import Literal
 
 from models.catalog import Modality
 from runners.demand import Want
 from runners.machine import Machine
 from runners.seating import RAM_SHARED, Seat, fit
+
+Spans = Literal["", "by tensors", "by layers"]
+"""How text's engine puts one model on several cards: not at all, vLLM's way, or accelerate's."""
 
 CARD_SIZES = (8, 10, 12, 16, 20, 24, 32, 40, 48, 64, 80, 96, 141, 180)
 """GiB of the cards there are, for telling which would do."""
@@ -33,14 +37,19 @@ class Plan:
 
 
 def make_plan(
-    machine: Machine, wants: Sequence[Want], *, device: str = "auto", cpu_threads: int = 0, spans: bool = True
+    machine: Machine,
+    wants: Sequence[Want],
+    *,
+    device: str = "auto",
+    cpu_threads: int = 0,
+    spans: Spans = "by tensors",
 ) -> Plan:
-    """Places the wanted runners. `spans`: whether text's engine can put one model on several cards."""
+    """Places the wanted runners."""
     threads = threads_of_each(machine, [want.replicas for want in wants], cpu_threads)
     for state in _states(tuple(wants), machine, device, spans):
         seats = fit(state, machine, threads)
         if seats is not None:
-            return Plan(machine, tuple(seats), tuple(_told(wants, seats, machine)))
+            return Plan(machine, tuple(seats), tuple(_told(wants, seats, machine, spans)))
     return Plan(machine, problem=_problem(wants, machine, device, spans))
 
 
@@ -65,22 +74,31 @@ class State:
         return "cpu" if want.modality in self.on_cpu else "cuda"
 
 
-def _states(wants: tuple[Want, ...], machine: Machine, device: str, spans: bool) -> Iterator[State]:
+def _states(wants: tuple[Want, ...], machine: Machine, device: str, spans: Spans) -> Iterator[State]:
     """Least first. Sending a runner to the CPU is the last resort, and begins again with all else plain."""
     everyone = frozenset(want.modality for want in wants)
     if device == "cpu" or not machine.cards:
-        yield from _conceding(State(wants, everyone), spans=False)
+        yield from _conceding(State(wants, everyone), spans="")
         return
     smallest_first = sorted(wants, key=lambda want: want.parts("cuda").total)
     for offloaded in range(len(wants) + 1 if device == "auto" else 1):
         on_cpu = frozenset(want.modality for want in smallest_first[:offloaded])
-        yield from _conceding(State(wants, on_cpu), spans=spans and len(machine.cards) > 1)
+        yield from _conceding(State(wants, on_cpu), spans=spans if len(machine.cards) > 1 else "")
 
 
-def _conceding(state: State, *, spans: bool) -> Iterator[State]:
+def _conceding(state: State, *, spans: Spans) -> Iterator[State]:
     yield state
+    spanning = replace(state, spanning=True)
     if spans and any(state.device(want) != "cpu" for want in state.wants):
-        yield replace(state, spanning=True)  # vLLM spans cards, and has no bitsandbytes: never both
+        yield spanning
+        yield from _shrinking(state)
+        if spans == "by layers":  # vLLM has no bitsandbytes, so there it is never both
+            yield from _shrinking(spanning)
+    else:
+        yield from _shrinking(state)
+
+
+def _shrinking(state: State) -> Iterator[State]:
     for change in (Want.stepped_down, Want.with_fewer_rows):
         while (less := _saving_most(state, change)) is not None:
             state = less
@@ -101,7 +119,7 @@ def _saving_most(state: State, change: Callable[[Want], Want | None]) -> State |
     return replace(state, wants=tuple(less if want is most else want for want in state.wants))
 
 
-def _problem(wants: Sequence[Want], machine: Machine, device: str, spans: bool) -> str:
+def _problem(wants: Sequence[Want], machine: Machine, device: str, spans: Spans) -> str:
     """Why nothing did, and the smallest change that would."""
 
     def fits(other: Machine, on: str = device) -> bool:
@@ -122,7 +140,7 @@ def _problem(wants: Sequence[Want], machine: Machine, device: str, spans: bool) 
     return f"{said} It would with fewer models in the profile, or on more machines{others}."
 
 
-def _told(wants: Sequence[Want], seats: Sequence[Seat], machine: Machine) -> Iterator[str]:
+def _told(wants: Sequence[Want], seats: Sequence[Seat], machine: Machine, spans: Spans) -> Iterator[str]:
     """What gave way, and what is left over."""
     for want in wants:
         seat = next(each for each in seats if each.modality is want.modality)
@@ -136,8 +154,22 @@ def _told(wants: Sequence[Want], seats: Sequence[Seat], machine: Machine) -> Ite
         if machine.cards and not seat.cards:
             yield f"{want.modality} runs on the CPU: the cards have no room for it."
         if len(seat.cards) > 1:
-            yield f"{want.modality} spans {len(seat.cards)} cards (vLLM, tensor parallel)."
+            how = "vLLM, tensor parallel" if spans == "by tensors" else "accelerate, whole layers on each"
+            yield f"{want.modality} spans {len(seat.cards)} cards ({how})."
+        yield from _kept_elsewhere(seat)
     used = {card for seat in seats for card in seat.cards}
     free = [str(card.index) for card in machine.cards if card.index not in used]
     if free:
         yield f"Nothing is on card {', '.join(free)}: TRIPTYCH_REPLICAS=image=2 would use it."
+
+
+def _kept_elsewhere(seat: Seat) -> Iterator[str]:
+    room = seat.room()
+    for load in seat.want.loads:
+        if load.offload and load.name in room:
+            over = load.whole_gib(seat.device) - sum(
+                gib for device, gib in room[load.name].items() if device.startswith(seat.device)
+            )
+            where = "memory" if seat.cards else "its files"
+            if over > 0:
+                yield f"{load.name} has {over:.1f} GiB of its weights in {where}, which is slow (`offload`)."

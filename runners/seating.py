@@ -7,7 +7,7 @@ from dataclasses import dataclass, field
 from typing import Protocol
 
 from models.catalog import Modality
-from runners.demand import Parts, Want
+from runners.demand import LEAST_ON_DEVICE, Parts, Want
 from runners.machine import GIB, Card, Machine
 
 CARD_SHARED = 0.9
@@ -49,6 +49,24 @@ class Seat:
         left_gib = self.has_gib - self.needs.total + self.needs.cache
         return int(left_gib * len(self.cards) * GIB / first.token_bytes("cuda"))
 
+    def room(self) -> dict[str, dict[str, float]]:
+        """GiB of weights by device, as the runner's process numbers its cards, for each language model that
+        spans them or that may keep some of its weights elsewhere."""
+        laid = [load for load in self.want.loads if load.is_laid(spanning=len(self.cards) > 1)]
+        whole = {load.name: load.whole_gib(self.device) for load in self.want.loads}
+        first = sum(load.first_cache_gib(self.device) for load in laid) / max(1, len(self.cards))
+        others = sum(gib for name, gib in whole.items() if name not in {load.name for load in laid})
+        cache = max(self.needs.cache, first)
+        free = max(0.0, self.has_gib - self.needs.process - self.needs.work - cache - others)
+        shared = sum(whole[load.name] for load in laid)
+        made: dict[str, dict[str, float]] = {}
+        for load in laid:
+            devices = [f"cuda:{number}" for number in range(len(self.cards))] or ["cpu"]
+            made[load.name] = dict.fromkeys(devices, free * whole[load.name] / shared)
+            if load.offload and self.cards:
+                made[load.name]["cpu"] = whole[load.name]
+        return made
+
 
 @dataclass(slots=True)
 class _Room:
@@ -82,7 +100,13 @@ def fit(state: Wanted, machine: Machine, threads: int) -> list[Seat] | None:
     """Everybody's seat, or None when somebody has none."""
     on_cpu = [want for want in state.wants if state.device(want) == "cpu"]
     on_cards = [want for want in state.wants if state.device(want) != "cpu"]
-    below = _in_memory(on_cpu, machine, threads)
+    held_gib = sum(
+        load.whole_gib("cuda") * (1 - LEAST_ON_DEVICE)
+        for want in on_cards
+        for load in want.loads
+        if load.offload
+    )
+    below = _in_memory(on_cpu, machine, threads, held_gib)
     if below is None:
         return None
     for spread in (True, False):
@@ -94,11 +118,13 @@ def fit(state: Wanted, machine: Machine, threads: int) -> list[Seat] | None:
     return None
 
 
-def _in_memory(wants: Sequence[Want], machine: Machine, threads: int) -> list[Seat] | None:
-    """On the CPU: each runner what it needs and, of what is left, a part in proportion."""
+def _in_memory(wants: Sequence[Want], machine: Machine, threads: int, held_gib: float) -> list[Seat] | None:
+    """On the CPU: each runner what it needs and, of what is left, a part in proportion.
+
+    `held_gib` is for weights that runners on cards keep here."""
     seated = [(want, replica) for want in wants for replica in range(want.replicas)]
     needs = [want.parts("cpu") for want, _ in seated]
-    whole, shared = sum(each.total for each in needs), machine.memory_gib * RAM_SHARED
+    whole, shared = sum(each.total for each in needs), machine.memory_gib * RAM_SHARED - held_gib
     if whole > shared:
         return None
     return [

@@ -49,7 +49,7 @@ def loaded_models(entries: dict[str, Entry], placement: Placement, options: Sett
     """The models of the entries, those in memory that are to be at the start. Raises `LoadError`."""
     places = {
         name: Place(
-            load=partial(_loaded, name, entry, placement.device),
+            load=partial(_loaded, name, entry, placement),
             size_bytes=weight_bytes(entry, placement.device),
             keep_alive_s=entry.keep_alive_s,
         )
@@ -66,9 +66,9 @@ def loaded_models(entries: dict[str, Entry], placement: Placement, options: Sett
     return models
 
 
-def _loaded(name: str, entry: Entry, device: str) -> Any:
+def _loaded(name: str, entry: Entry, placement: Placement) -> Any:
     started = time.monotonic()
-    model = load_model(name, entry, device)
+    model = load_model(name, entry, placement.device, placement.room.get(name))
     loaded = time.monotonic()
     model.warm_up()
     log.info("Loaded %s in %.1f s, warmed up in %.1f s", name, loaded - started, time.monotonic() - loaded)

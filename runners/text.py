@@ -5,9 +5,7 @@ Embeddings and classification are stateless calls: they go past both, through Be
 
 from __future__ import annotations
 
-import importlib.util
 import logging
-from collections.abc import Mapping
 from typing import Any
 
 import bentoml
@@ -16,6 +14,7 @@ from jobs import Failed, Job, JobError, TextJob, encode_event
 from models.catalog import Entry, Modality
 from runners.hosting import SERVICE, Backend, Runner
 from runners.placement import Placement
+from runners.text_engine import vllm_obstacle
 from runners.whole import WholeCalls
 from settings import Settings
 
@@ -42,7 +41,7 @@ class TextRunner(Runner):
 
         texts = {name: entry for name, entry in entries.items() if entry.job_kind == "text"}
         others = {name: entry for name, entry in entries.items() if name not in texts}
-        obstacle = vllm_obstacle(texts, placement, options) if texts else "no model writes texts"
+        obstacle = vllm_obstacle(texts, placement.device, options) if texts else "no model writes texts"
         models = loaded_models(entries if obstacle else others, placement, options)
         metrics = EngineMetrics(self.modality, replica=placement.replica)
         kinds = {name: entry.job_kind for name, entry in others.items()}
@@ -74,23 +73,3 @@ class TextRunner(Runner):
         told = {each["name"] for each in models}
         others = [] if self._whole is None else self._whole.resident()
         return [*models, *(each for each in others if each["name"] not in told)]
-
-
-def vllm_obstacle(entries: Mapping[str, Entry], placement: Placement, options: Settings) -> str | None:
-    """Why text does not run on vLLM; None when it does, because it is asked for or nothing is in its way."""
-    if options.text_engine == "vllm":
-        return None
-    if options.text_engine == "transformers":
-        return "TRIPTYCH_TEXT_ENGINE asks for it"
-    if placement.device == "cpu":
-        return "on a CPU vLLM takes a minute to be ready; TRIPTYCH_TEXT_ENGINE=vllm asks for it all the same"
-    for name, entry in entries.items():
-        if entry.precision in ("int8", "int4"):
-            return f"{name} is {entry.precision} by bitsandbytes, which vLLM has no more"
-        if entry.family != "text.decoder":
-            return f"{name} is an encoder-decoder, which vLLM does not serve"
-    if len(entries) > 1:
-        return "vLLM serves one model a runner"
-    if importlib.util.find_spec("vllm") is None:
-        return "vLLM is not installed"
-    return None

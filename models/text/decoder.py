@@ -15,6 +15,7 @@ import torch
 from torch import Tensor
 
 from jobs import ErrorKind, Event, JobError, Result, TextJob
+from models.footprint import FIRST_LENGTH
 from models.protocol import Lane, ModelSpec, OutOfMemoryError
 from models.text.chat import Prompter
 from models.text.constraint import Grammars
@@ -27,9 +28,6 @@ CHUNK = 32
 
 PROBED = (5, 127)
 """Positions at which fewer slots are tried."""
-
-FIRST_LENGTH = 2048
-"""Tokens a slot has memory for at first; it grows to the model's context when a row needs more."""
 
 
 class Decoder:

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Generator
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any
 
 import torch
@@ -26,7 +26,7 @@ ATTENTION = "triptych_slots"
 
 @dataclass(frozen=True, slots=True)
 class Placement:
-    """Where one forward writes and reads; the indices are on the cache's device."""
+    """Where one forward writes and reads; the indices are where the forward begins."""
 
     write: Tensor
     """[rows * tokens], int64: the flat place (slot * length + position) of each token."""
@@ -34,6 +34,16 @@ class Placement:
     """[rows], int64: the slot each row reads; None when row i of the forward is slot i."""
     read: int
     """Positions 0 to `read` are read."""
+    elsewhere: dict[torch.device, Placement] = field(default_factory=dict["torch.device", "Placement"])
+    """The same for layers on other devices, brought there once a forward."""
+
+    def on(self, device: torch.device) -> Placement:
+        if self.write.device == device:
+            return self
+        if device not in self.elsewhere:
+            slots = None if self.slots is None else self.slots.to(device)
+            self.elsewhere[device] = Placement(write=self.write.to(device), slots=slots, read=self.read)
+        return self.elsewhere[device]
 
 
 class SlotLayer(CacheLayerMixin):
@@ -65,7 +75,7 @@ class SlotLayer(CacheLayerMixin):
     def _put_and_get(self, room: Tensor | None, states: Tensor) -> Tensor:
         if room is None:
             raise RuntimeError("the layer has no memory yet")
-        placement = self._owner.placement
+        placement = self._owner.placement.on(room.device)
         room.index_copy_(0, placement.write, states.transpose(1, 2).flatten(0, 1))
         by_slot = room.view(self._owner.slots + 1, self._owner.length, *room.shape[1:])[:, : placement.read]
         rows = by_slot[: states.shape[0]] if placement.slots is None else by_slot[placement.slots]

@@ -58,6 +58,8 @@ class VllmText:
             raise ValueError(
                 f"{spec.name}: vLLM has no bitsandbytes any more; {spec.quantization} runs on ours"
             )
+        if spec.offload:
+            raise ValueError(f"{spec.name}: offload is our engine's; TRIPTYCH_TEXT_ENGINE=auto chooses it")
         self.name = spec.name
         self._spec = spec
         self._options = options or VllmOptions()

@@ -13,6 +13,7 @@ from transformers import AutoConfig, AutoModelForCausalLM, AutoTokenizer, BitsAn
 
 from models.protocol import ModelSpec
 from models.text.chat import end_tokens
+from models.text.layout import check_layout, layout
 from models.text.slots import ATTENTION
 
 SMALL = 100_000_000
@@ -77,8 +78,9 @@ def _model(spec: ModelSpec) -> Any:
         dtype=getattr(torch, spec.dtype),
         attn_implementation=ATTENTION,
         quantization_config=quantization_of(spec),
-        device_map={"": spec.device},
+        **layout(spec),
     )
+    check_layout(spec, model)
     return model.eval()
 
 

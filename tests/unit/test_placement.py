@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
+
 import pytest
 
 from models.catalog import Memory, Modality, models_served
@@ -120,8 +122,45 @@ def test_one_model_may_span_cards_and_is_not_quantized_for_it() -> None:
     assert seats(plan)["text"] == (0, 1)
     assert plan.seats[0].needs.weights == pytest.approx(14e9 * 2 / 2 / 2**30)
     assert within_the_cards(plan)
-    assert make_plan(machine(24, 24), large, spans=False).seats[0].want.loads[0].chosen("cuda") == "int8"
+    assert make_plan(machine(24, 24), large, spans="").seats[0].want.loads[0].chosen("cuda") == "int8"
     assert len(seats(make_plan(machine(*[24] * 8), [runner(TEXT, 70)]))["text"]) == 8
+
+
+def test_our_engine_spans_cards_by_layers() -> None:
+    large = [runner(TEXT, 14), runner(SPEECH, 0.4)]
+    plan = make_plan(machine(24, 24), large, spans="by layers")
+    assert seats(plan)["text"] == (0, 1)
+    assert any("whole layers on each" in note for note in plan.notes)
+    seat = plan.seat(TEXT)
+    assert seat is not None
+    room = seat.room()["the text model"]
+    assert set(room) == {"cuda:0", "cuda:1"}
+    assert sum(room.values()) > 14e9 * 2 / 2**30
+    assert all(gib < 24 * SHARED for gib in room.values())
+    assert plan.seats[1].room() == {}
+    larger = make_plan(machine(24, 24), [runner(TEXT, 60)], spans="by layers").seats[0]
+    assert (larger.cards, larger.want.loads[0].chosen("cuda")) == ((0, 1), "int4")
+    assert not make_plan(machine(24, 24), [runner(TEXT, 60)], device="cuda").seats
+
+
+def offloaded(billions: float) -> Want:
+    plain = runner(TEXT, billions)
+    return replace(plain, loads=(replace(plain.loads[0], offload=True),))
+
+
+def test_what_a_card_has_no_room_for_may_be_in_memory() -> None:
+    plan = make_plan(machine(16), [offloaded(14)])
+    (seat,) = plan.seats
+    room = seat.room()["the text model"]
+    assert room["cuda:0"] < room["cpu"] == pytest.approx(14e9 * 2 / 2**30)
+    assert room["cuda:0"] + seat.needs.cache + seat.needs.process <= 16 * SHARED
+    assert seat.want.loads[0].chosen("cuda") == "bfloat16"
+    assert any("of its weights in memory" in note for note in plan.notes)
+    assert not make_plan(machine(40), [offloaded(14)]).notes
+    assert not make_plan(machine(16, memory_gib=24), [offloaded(14)], device="cuda").seats
+    below = make_plan(machine(memory_gib=32), [offloaded(14)])
+    assert 0 < below.seats[0].room()["the text model"]["cpu"] < 32 * 0.8
+    assert any("in its files" in note for note in below.notes)
 
 
 def test_replicas_are_on_cards_of_their_own() -> None:
