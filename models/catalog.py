@@ -25,6 +25,9 @@ class Modality(StrEnum):
     SPEECH = "speech"
 
 
+QUANTIZED = ("int8", "int4", "fp8")
+"""Precisions of linear layers; the rest of a model stays in 16 or 32 bits."""
+
 WHOLE_CALLS = {"text.embedder": "embed", "text.classifier": "classify"}
 """Families that answer a job by one stateless call, without an engine, and the kind of job."""
 
@@ -61,10 +64,10 @@ class Entry(BaseModel):
     family: Annotated[str, StringConstraints(pattern=r"^(text|image|speech)\.[a-z][a-z0-9_]*$")]
     """The file in `models/` that loads it, its modality first: `image.stable_diffusion`."""
     source: Source
-    precision: Literal["auto", "float32", "bfloat16", "float16", "int8", "int4"] = "auto"
+    precision: Literal["auto", "float32", "bfloat16", "float16", "int8", "int4", "fp8"] = "auto"
     """`auto` is bfloat16 on a GPU, and for pictures on a CPU with AMX, else float32.
 
-    int8 and int4 are by bitsandbytes.
+    int8 and int4 are by bitsandbytes; fp8 is vLLM's (`text.decoder`), which has int8 for experts.
     """
     config: Source | None = None
     """For a `file:` source: the checkpoint in the hub's layout whose configuration and tokenizer it has."""
@@ -112,10 +115,16 @@ class Entry(BaseModel):
     def _offload_goes_with_the_rest(self) -> Entry:
         if self.offload and self.family != "text.decoder" and self.modality is not Modality.IMAGE:
             raise ValueError(f"offload is for text.decoder and image families, which {self.family} is not")
-        if self.offload and self.modality is Modality.TEXT and self.precision in ("int8", "int4"):
+        if self.offload and self.modality is Modality.TEXT and self.precision in QUANTIZED:
             raise ValueError(
                 f"a language model with offload keeps its whole precision, so not {self.precision}"
             )
+        return self
+
+    @model_validator(mode="after")
+    def _fp8_is_vllms(self) -> Entry:
+        if self.precision == "fp8" and self.family != "text.decoder":
+            raise ValueError(f"fp8 is for text.decoder (on vLLM), which {self.family} is not")
         return self
 
     @property

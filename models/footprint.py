@@ -9,6 +9,7 @@ from typing import Any
 
 from models.catalog import WHOLE_CALLS, Memory
 from models.manifest import read_header
+from models.quantized import quantized_by
 
 FIRST_LENGTH = 2048
 """Tokens a slot of a language model has memory for at first; it grows when a row needs more."""
@@ -40,9 +41,11 @@ def _text(folder: Path) -> Memory:
     key_heads = config.get("num_key_value_heads") or heads
     weights = _weights(folder)
     linear = {name: shape for name, shape in weights.items() if ".layers." in name and len(shape) == 2}
+    kept = quantized_by(folder) is not None
     return Memory(
-        parameters=_count(weights),
-        quantizable=_count(linear),
+        # What is quantized already packs several weights into a number: counted by size, as of 16 bits.
+        parameters=_bytes(folder) // 2 if kept else _count(weights),
+        quantizable=0 if kept else _count(linear),
         cache_values_per_token=2 * config["num_hidden_layers"] * key_heads * head_size,
         context=config["max_position_embeddings"],
     )
@@ -112,6 +115,10 @@ def _weights(folder: Path) -> dict[str, tuple[int, ...]]:
     if not files:
         raise ValueError(f"there are no weights in {folder} (*.safetensors)")
     return {name: shape for file in plain or files for name, (_, shape) in read_header(file).items()}
+
+
+def _bytes(folder: Path) -> int:
+    return sum(file.stat().st_size for file in folder.glob("*.safetensors"))
 
 
 def _count(weights: dict[str, tuple[int, ...]]) -> int:

@@ -14,7 +14,7 @@ from typing import Any
 import transformers
 from safetensors import SafetensorError, safe_open
 
-from models.catalog import Entry, Modality
+from models.catalog import QUANTIZED, Entry, Modality
 from models.manifest import check
 from models.protocol import ModelSpec
 from models.sources import EMBEDDED, LoadError, find_folder
@@ -63,8 +63,8 @@ def weight_bytes(entry: Entry, device: str) -> int:
     each = {"float32": 4, "bfloat16": 2, "float16": 2}[dtype_of(entry, device)]
     if entry.memory is None:
         return 0 if entry.source.startswith("hub:") else each * _parameters(find_folder(entry.source, entry))
-    shrunk = entry.memory.quantizable if entry.precision in ("int8", "int4") else 0
-    shrunk_bytes = shrunk if entry.precision == "int8" else shrunk // 2
+    shrunk = entry.memory.quantizable if entry.precision in QUANTIZED else 0
+    shrunk_bytes = shrunk // 2 if entry.precision == "int4" else shrunk
     return each * (entry.memory.parameters - shrunk) + shrunk_bytes
 
 
@@ -82,14 +82,14 @@ def _parameters(folder: Path) -> int:
 
 def dtype_of(entry: Entry, device: str) -> str:
     """The precision of what is not quantized, as torch names it."""
-    if entry.precision in ("auto", "int8", "int4"):
+    if entry.precision in ("auto", *QUANTIZED):
         return _automatic(entry.modality, device)
     return entry.precision
 
 
 def spec_of(name: str, entry: Entry, device: str) -> ModelSpec:
     """Brings the model's files to this machine and says how to load them. Raises `LoadError`."""
-    quantization = entry.precision if entry.precision in ("int8", "int4") else None
+    quantization = entry.precision if entry.precision in QUANTIZED else None
     return ModelSpec(
         name=name,
         folder=find_folder(entry.source, entry),

@@ -107,7 +107,7 @@ class ModelSpec:
     dtype: str = "float32"
     """`float32`, `bfloat16` or `float16`."""
     quantization: str | None = None
-    """None, `int8` or `int4` (bitsandbytes)."""
+    """None, `int8` or `int4` (bitsandbytes), `fp8` (vLLM)."""
     max_rows: int = 16
     """The most rows in flight: slots of a cache, pictures in one forward."""
     offload: bool = False

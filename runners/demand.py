@@ -4,13 +4,14 @@ from __future__ import annotations
 
 from dataclasses import dataclass, replace
 
-from models.catalog import Entry, Memory, Modality
+from models.catalog import QUANTIZED, Entry, Memory, Modality
 from models.footprint import FIRST_LENGTH, measure
 from models.manifest import BrokenFileError
+from models.quantized import quantized_by
 from models.sources import local_folder
 from runners.machine import GIB
 
-BYTES = {"float32": 4.0, "bfloat16": 2.0, "float16": 2.0, "int8": 1.0, "int4": 0.5625}
+BYTES = {"float32": 4.0, "bfloat16": 2.0, "float16": 2.0, "int8": 1.0, "int4": 0.5625, "fp8": 1.0}
 """Of one weight. int4 keeps a float32 scale for every 64 weights beside them."""
 
 STEPS = ("", "int8", "int4")
@@ -84,7 +85,7 @@ class Load:
         if memory is None:
             return Parts()
         precision = self.chosen(device)
-        quantized = precision in STEPS
+        quantized = precision in QUANTIZED
         plain = BYTES[("float32" if device == "cpu" else "bfloat16") if quantized else precision]
         shrunk = memory.quantizable if quantized else 0
         cache = (rows + 1) * memory.context * memory.cache_values_per_token  # one slot is padding's
@@ -115,7 +116,7 @@ class Load:
         precision = self.chosen(device)
         plain = "float32" if device == "cpu" else "bfloat16"
         return (
-            self.memory.cache_values_per_token * BYTES[plain if precision in STEPS else precision]
+            self.memory.cache_values_per_token * BYTES[plain if precision in QUANTIZED else precision]
             if (self.memory)
             else 0.0
         )
@@ -172,9 +173,10 @@ def want(modality: Modality, entries: dict[str, Entry], replicas: int = 1) -> Wa
 
 def memory_of(entry: Entry) -> Memory | None:
     """What the catalog tells, else what the model's files do; None where there is neither."""
-    if entry.memory is not None:
-        return entry.memory
     folder = local_folder(entry.source, entry)
+    if entry.memory is not None:
+        kept = folder is not None and quantized_by(folder)
+        return entry.memory.model_copy(update={"quantizable": 0}) if kept else entry.memory
     try:
         return None if folder is None else measure(folder, entry.family)
     except (ValueError, BrokenFileError):

@@ -5,14 +5,14 @@ from __future__ import annotations
 import logging
 import os
 from collections.abc import Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 
 from models.catalog import Entry, Modality, models_served
 from runners.demand import want
 from runners.machine import GIB, Machine, PlacementError, this_machine, visible_cards
 from runners.plan import Plan, make_plan, threads_of_each
 from runners.seating import Seat
-from runners.text_engine import spans_of
+from runners.text_engine import engine_note, spans_of
 from settings import Settings
 
 __all__ = ["Placement", "PlacementError", "place", "plan_for", "seen_cards", "use_own_cards"]
@@ -94,8 +94,19 @@ def plan_for(
         for modality in Modality
         if modality in settings.runners_here() and (entries := models_served(settings.profile, modality))
     ]
-    spans = spans_of(models_served(settings.profile, Modality.TEXT), settings, installed=vllm)
-    return make_plan(machine, wants, device=settings.device, cpu_threads=settings.cpu_threads, spans=spans)
+    texts = models_served(settings.profile, Modality.TEXT)
+    spans = spans_of(texts, settings, installed=vllm)
+    made = make_plan(machine, wants, device=settings.device, cpu_threads=settings.cpu_threads, spans=spans)
+    seat = made.seat(Modality.TEXT)
+    if seat is None or not seat.cards:
+        return made
+    why = engine_note(seated_entries(seat, texts), settings, installed=vllm)
+    return replace(made, notes=(*made.notes, why)) if why else made
+
+
+def seated_entries(seat: Seat, entries: Mapping[str, Entry]) -> dict[str, Entry]:
+    """The catalog's entries with what the plan chose for their runner."""
+    return _told(seat, alone=False).applied(entries)
 
 
 def seen_cards(placement: Placement) -> str:

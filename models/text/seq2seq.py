@@ -13,7 +13,7 @@ from typing import Any
 import torch
 from torch import Tensor
 from torch.nn.functional import scaled_dot_product_attention
-from transformers import AttentionInterface, AutoConfig, AutoModelForSeq2SeqLM, AutoTokenizer
+from transformers import AttentionInterface, AutoModelForSeq2SeqLM, AutoTokenizer
 from transformers.cache_utils import DynamicCache, EncoderDecoderCache
 
 from jobs import Event, Result, TextJob
@@ -22,7 +22,7 @@ from models.text.chat import Prompter, end_tokens
 from models.text.constraint import Grammars
 from models.text.row import Row, choose_next, make_row, take, text_result
 from models.text.slots import READ_STEP, SlotCache, slot_mask
-from models.text.weights import quantization_of
+from models.text.weights import config_of, quantization_of
 
 ATTENTION = "triptych_biased"
 KINDS = ("t5", "mt5")
@@ -237,11 +237,14 @@ AttentionInterface.register(ATTENTION, biased_attention)
 
 def load(spec: ModelSpec) -> Seq2Seq:
     """Raises `ValueError` for a checkpoint this engine cannot run (says why), `OSError` for a broken one."""
-    kind = AutoConfig.from_pretrained(spec.folder, local_files_only=True).model_type
-    if kind not in KINDS:
-        raise ValueError(f"{spec.name} is of kind {kind}; encoder-decoder models here are {', '.join(KINDS)}")
+    config = config_of(spec)
+    if config.model_type not in KINDS:
+        raise ValueError(
+            f"{spec.name} is of kind {config.model_type}; encoder-decoder models here are {', '.join(KINDS)}"
+        )
     model = AutoModelForSeq2SeqLM.from_pretrained(
         spec.folder,
+        config=config,
         local_files_only=True,
         use_safetensors=True,
         dtype=getattr(torch, spec.dtype),

@@ -24,6 +24,7 @@ from jobs import Done, ErrorKind, Event, JobError, TextJob
 from models.protocol import ModelSpec
 from models.text.chat import Prompt, Prompter, end_tokens
 from models.text.constraint import checked
+from models.text.vllm_weights import weights_args
 from models.text.vllm_words import Told, sampling_params
 
 ABORT_AGAIN_S = 0.02
@@ -54,12 +55,7 @@ class VllmText:
 
     def __init__(self, spec: ModelSpec, options: VllmOptions | None = None) -> None:
         """Raises `ValueError` for a quantization that this vLLM has not."""
-        if spec.quantization is not None:
-            raise ValueError(
-                f"{spec.name}: vLLM has no bitsandbytes any more; {spec.quantization} runs on ours"
-            )
-        if spec.offload:
-            raise ValueError(f"{spec.name}: offload is our engine's; TRIPTYCH_TEXT_ENGINE=auto chooses it")
+        weights_args(spec)
         self.name = spec.name
         self._spec = spec
         self._options = options or VllmOptions()
@@ -207,8 +203,7 @@ class VllmText:
         memory = {} if on_cpu else {"gpu_memory_utilization": self._options.gpu_memory_fraction}
         return AsyncLLM.from_engine_args(
             AsyncEngineArgs(
-                model=str(self._spec.folder),
-                dtype=self._spec.dtype,
+                **weights_args(self._spec, capability=_capability()),
                 max_num_seqs=self._spec.max_rows,
                 tensor_parallel_size=self._options.tensor_parallel,
                 structured_outputs_config=StructuredOutputsConfig(backend="guidance"),
@@ -216,6 +211,16 @@ class VllmText:
                 **memory,
             )
         )
+
+
+def _capability() -> int | None:
+    """An NVIDIA card's, as 89 for 8.9; None elsewhere."""
+    from vllm.platforms import current_platform
+
+    if not current_platform.is_cuda():
+        return None
+    found = current_platform.get_device_capability()
+    return None if found is None else int(found.to_int())
 
 
 def _queued_ms(metrics: Any) -> float:

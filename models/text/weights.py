@@ -12,6 +12,7 @@ from torch import Tensor
 from transformers import AutoConfig, AutoModelForCausalLM, AutoTokenizer, BitsAndBytesConfig
 
 from models.protocol import ModelSpec
+from models.quantized import BITSANDBYTES, quantized_by
 from models.text.chat import end_tokens
 from models.text.layout import check_layout, layout
 from models.text.slots import ATTENTION
@@ -46,10 +47,12 @@ class Checkpoint:
 
 def load_checkpoint(spec: ModelSpec) -> Checkpoint:
     """Raises `ValueError` for an architecture that the slot cache cannot run."""
-    config = AutoConfig.from_pretrained(spec.folder, local_files_only=True).get_text_config(decoder=True)
+    how = quantization_of(spec)
+    whole = config_of(spec)
+    config = whole.get_text_config(decoder=True)
     windows = _windows(spec.name, config)
     tokenizer = AutoTokenizer.from_pretrained(spec.folder, local_files_only=True)
-    model = _model(spec)
+    model = _model(spec, whole, how)
     body = model.get_decoder()
 
     def logits(**inputs: Any) -> Tensor:
@@ -70,31 +73,50 @@ def load_checkpoint(spec: ModelSpec) -> Checkpoint:
     )
 
 
-def _model(spec: ModelSpec) -> Any:
+def _model(spec: ModelSpec, config: Any, how: BitsAndBytesConfig | None) -> Any:
     model = AutoModelForCausalLM.from_pretrained(
         spec.folder,
+        config=config,
         local_files_only=True,
         use_safetensors=True,
         dtype=getattr(torch, spec.dtype),
         attn_implementation=ATTENTION,
-        quantization_config=quantization_of(spec),
+        quantization_config=how,
         **layout(spec),
     )
     check_layout(spec, model)
     return model.eval()
 
 
+def config_of(spec: ModelSpec) -> Any:
+    """The checkpoint's, with what `quantization_of` says of 8 bits where it is in 8 bits already."""
+    config: Any = AutoConfig.from_pretrained(spec.folder, local_files_only=True)
+    kept = getattr(config, "quantization_config", None)
+    if isinstance(kept, dict) and "llm_int8_threshold" in kept:
+        kept["llm_int8_threshold"] = 0.0
+    return config
+
+
 def quantization_of(spec: ModelSpec) -> BitsAndBytesConfig | None:
-    """How bitsandbytes shrinks it, None for not at all. Raises `ValueError`."""
-    if spec.quantization is None:
+    """How bitsandbytes shrinks it, None for not at all or as the checkpoint says. Raises `ValueError`."""
+    kept = quantized_by(spec.folder)
+    if kept not in (None, BITSANDBYTES):
+        raise ValueError(f"{spec.name}: it is quantized by {kept}, which only vLLM reads")
+    if kept is not None and spec.quantization is not None:
+        raise ValueError(f"{spec.name}: it is quantized already; its precision is auto")
+    if spec.quantization == "fp8":
+        raise ValueError(f"{spec.name}: fp8 is vLLM's; TRIPTYCH_TEXT_ENGINE=vllm asks for it on a CPU too")
+    if spec.quantization is None and kept is None:
         return None
-    if spec.quantization not in ("int8", "int4"):
+    if spec.quantization not in ("int8", "int4", None):
         raise ValueError(f"{spec.name}: quantization {spec.quantization} is not known; int8 and int4 are")
     # It warns at every product that it casts its input to float16, which is how it works.
     logging.getLogger("bitsandbytes.autograd._functions").setLevel(logging.ERROR)
     if spec.device == "cpu":
         # It tries to compile its CPU kernels, which takes many seconds to find out that there is no compiler.
         torch.compiler.set_stance("force_eager")
+    if spec.quantization is None:
+        return None
     if spec.quantization == "int8":
         # Its threshold keeps columns in float16 by what any row of a forward has in them, so that a row's
         # numbers would depend on its neighbours. Without it each row is scaled by itself alone.

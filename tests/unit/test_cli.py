@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from pathlib import Path
 
 import pytest
 from typer.testing import CliRunner, Result
@@ -73,6 +74,28 @@ def test_doctor_fails_on_what_keeps_the_service_from_working(monkeypatch: pytest
     result = run("doctor")
     assert result.exit_code == 1
     assert "none that the driver shows" in result.stdout
+
+
+@pytest.mark.parametrize(
+    ("engine", "said"), [("auto", "quantized by awq, which only vLLM reads"), ("vllm", "not installed")]
+)
+def test_doctor_says_which_engine_cannot_read_a_model(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, engine: str, said: str
+) -> None:
+    (tmp_path / "config.json").write_text('{"quantization_config": {"quant_method": "awq"}}')
+    made = {"family": "text.decoder", "source": f"folder:{tmp_path}", "licence": "none"}
+    catalog = {"models": {"mine": made}, "profiles": {"default": {"text": ["mine"]}}}
+    (tmp_path / "mine.yaml").write_text(json.dumps(catalog))
+    for name, value in {
+        "PROFILE": str(tmp_path / "mine.yaml"),
+        "TEXT_ENGINE": engine,
+        "DEVICE": "cpu",
+    }.items():
+        monkeypatch.setenv(f"TRIPTYCH_{name}", value)
+    result = run("doctor", "--json")
+    assert result.exit_code == 1
+    bad = [each["said"] for each in json.loads(result.stdout)["findings"] if each["state"] == "bad"]
+    assert any(said in each for each in bad)
 
 
 @pytest.mark.parametrize(
