@@ -1,20 +1,19 @@
-"""vLLM for real, on a CPU, on weights in 8 bits: those of a checkpoint, and the embedded model's at load."""
+"""vLLM for real, on a CPU: what it makes of quantized checkpoints, and the embedded model in fp8."""
 
 from __future__ import annotations
 
-import asyncio
 import importlib.util
 import json
 import shutil
 from pathlib import Path
+from typing import Any
 
 import pytest
-import torch
-from safetensors.torch import load_file, save_file
 
 from jobs import Done, Message, TextJob, TextResult
 from models.protocol import ModelSpec
 from models.text.vllm import VllmOptions, VllmText
+from models.text.vllm_weights import weights_args
 
 pytestmark = [
     pytest.mark.skipif(importlib.util.find_spec("vllm") is None, reason="vllm is not in this environment"),
@@ -24,68 +23,52 @@ pytestmark = [
 ]
 
 FOLDER = Path(__file__).parents[2] / "models" / "embedded" / "tiny-llama"
-QUESTION = "Could you count from 3 to 9?"
 EIGHT_BITS = {"num_bits": 8, "type": "int", "symmetric": True}
-SCHEME = {
-    "quant_method": "compressed-tensors",
-    "format": "int-quantized",
-    "quantization_status": "compressed",
-    "ignore": ["lm_head"],
-    "config_groups": {
-        "group_0": {
-            "targets": ["Linear"],
-            "weights": {**EIGHT_BITS, "strategy": "channel", "dynamic": False},
-            "input_activations": {**EIGHT_BITS, "strategy": "token", "dynamic": True},
-        }
+FOUR_BITS = {"bits": 4, "group_size": 64}
+KEPT: dict[str, dict[str, Any]] = {
+    "awq": {"quant_method": "awq", "version": "gemm", "zero_point": True, **FOUR_BITS},
+    "gptq": {"quant_method": "gptq", "desc_act": False, "sym": True, **FOUR_BITS},
+    "fp8": {"quant_method": "fp8", "activation_scheme": "dynamic"},
+    "compressed-tensors": {
+        "quant_method": "compressed-tensors",
+        "format": "int-quantized",
+        "config_groups": {
+            "group_0": {
+                "targets": ["Linear"],
+                "weights": {**EIGHT_BITS, "strategy": "channel", "dynamic": False},
+                "input_activations": {**EIGHT_BITS, "strategy": "token", "dynamic": True},
+            }
+        },
     },
 }
 
 
-def compressed(folder: Path) -> Path:
-    """The embedded model as compressed-tensors keeps it in 8 bits: a scale for each output."""
+@pytest.mark.parametrize("method", KEPT)
+def test_a_checkpoint_is_read_as_it_is_quantized(tmp_path: Path, method: str) -> None:
+    import torch
+    from vllm.engine.arg_utils import AsyncEngineArgs  # pyright: ignore[reportMissingImports]
+
+    folder = tmp_path / "model"
     shutil.copytree(FOLDER, folder)
-    for manifest in folder.glob("*.sha256"):
-        manifest.unlink()
     config = json.loads((folder / "config.json").read_text())
-    (folder / "config.json").write_text(json.dumps({**config, "quantization_config": SCHEME}))
-    (file,) = folder.glob("*.safetensors")
-    kept: dict[str, torch.Tensor] = {}
-    for name, weight in load_file(file).items():
-        if name.endswith("_proj.weight"):
-            scale = weight.float().abs().amax(dim=1, keepdim=True) / 127
-            kept[name] = (weight.float() / scale).round().to(torch.int8)
-            kept[name.replace("weight", "weight_scale")] = scale
-        else:
-            kept[name] = weight
-    save_file(kept, file, {"format": "pt"})
-    return folder
+    (folder / "config.json").write_text(json.dumps({**config, "quantization_config": KEPT[method]}))
+    made: Any = AsyncEngineArgs(**weights_args(ModelSpec(name="tiny", folder=folder))).create_engine_config()
+    assert method in str(made.model_config.quantization)
+    assert made.model_config.dtype == torch.bfloat16
 
 
-async def answer(spec: ModelSpec) -> TextResult:
-    engine = VllmText(spec, VllmOptions(max_waiting=2))
+@pytest.mark.asyncio
+async def test_it_counts_in_fp8() -> None:
+    engine = VllmText(
+        ModelSpec(name="tiny", folder=FOLDER, max_rows=4, quantization="fp8"), VllmOptions(max_waiting=2)
+    )
     await engine.start()
+    asked = (Message(role="user", content="Could you count from 3 to 9?"),)
+    order = TextJob(id="q", timeout_s=120, seed=1, max_tokens=40, temperature=0, messages=asked)
     try:
-        order = TextJob(
-            id="q",
-            timeout_s=120,
-            seed=1,
-            max_tokens=40,
-            temperature=0,
-            messages=(Message(role="user", content=QUESTION),),
-        )
         events = [event async for event in engine.events(order)]
     finally:
         await engine.close()
     assert isinstance(events[-1], Done)
     assert isinstance(events[-1].result, TextResult)
-    return events[-1].result
-
-
-@pytest.mark.asyncio
-async def test_it_counts_in_8_bits(tmp_path: Path) -> None:
-    """Both engines at once: most of their time is starting, and they fit beside each other."""
-    kept = ModelSpec(name="kept", folder=compressed(tmp_path / "model"), max_rows=4)
-    made = ModelSpec(name="made", folder=FOLDER, max_rows=4, quantization="fp8")
-    for result in await asyncio.gather(answer(kept), answer(made)):
-        assert "3, 4, 5, 6, 7, 8, 9" in result.text, result.model
-        assert result.finish_reason == "stop"
+    assert "3, 4, 5, 6, 7, 8, 9" in events[-1].result.text
