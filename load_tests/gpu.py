@@ -16,9 +16,9 @@ from collections.abc import Sequence
 import torch
 
 from jobs import ImageJob
-from load_tests.full_size import SCHEDULE, sd15_modules
+from load_tests.full_size import BARK_SIZES, SCHEDULE, sd15_modules
 from load_tests.gpu_speech import COLUMNS as SPEECH_COLUMNS
-from load_tests.gpu_speech import SIZES, measure_speech, random_bark
+from load_tests.gpu_speech import measure_speech, random_bark
 from load_tests.report import Record, write_results
 from models.image.parts import Parts
 from models.image.row import Row
@@ -134,7 +134,7 @@ def main() -> None:
     records = measure(random_sd15("cuda:0", max(batches)), batches, args.steps)
     write_results("gpu-image", records, COLUMNS, gpu=torch.cuda.get_device_name())
     records = []
-    for size in SIZES:
+    for size in BARK_SIZES:
         lanes = random_bark(size, "cuda:0", torch.bfloat16, max(SPEECH_BATCHES))
         records += measure_speech(size, lanes, SPEECH_BATCHES, args.speech_tokens, _now_s, _peak_gib)
     write_results("gpu-speech", records, SPEECH_COLUMNS, gpu=torch.cuda.get_device_name())

@@ -7,51 +7,25 @@ from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 from dataclasses import replace
-from typing import Any
 
 import torch
-from transformers import (
-    BarkCoarseConfig,
-    BarkConfig,
-    BarkFineConfig,
-    BarkModel,
-    BarkSemanticConfig,
-    EncodecConfig,
-    GenerationConfig,
-)
-from transformers.models.bark.generation_configuration_bark import BarkGenerationConfig
 
+from load_tests.full_size import bark_model
 from load_tests.report import Record
 from models.speech.generation import read_rules
 from models.speech.lanes import Lanes
 from models.speech.utterance import Stage, Utterance
 
-SIZES: dict[str, dict[str, Any]] = {
-    "bark-small": {"hidden_size": 768, "num_layers": 12, "num_heads": 12, "bias": False},
-    "bark": {"hidden_size": 1024, "num_layers": 24, "num_heads": 16, "bias": False},
-}
-"""As their published configurations have them."""
 COLUMNS = ("model", "together", "sound_s", "seconds", "real_time_factor", "sound_s_per_s", "memory_gib")
 Clock = Callable[[], float]
 
 
 def random_bark(size: str, device: str, dtype: torch.dtype, max_rows: int) -> Lanes:
-    sizes = SIZES[size]
-    config = BarkConfig(
-        semantic_config=BarkSemanticConfig(input_vocab_size=129600, output_vocab_size=10048, **sizes),
-        coarse_acoustics_config=BarkCoarseConfig(input_vocab_size=12096, output_vocab_size=12096, **sizes),
-        fine_acoustics_config=BarkFineConfig(input_vocab_size=1056, output_vocab_size=1056, **sizes),
-        codec_config=EncodecConfig(),
-    )
-    with torch.device(device):
-        model: Any = BarkModel(config)
-    model.to(dtype).eval().requires_grad_(False)
-    model.codec_model.float()
-    published: Any = BarkGenerationConfig()
-    generation: Any = GenerationConfig(**published.to_dict())
+    model = bark_model(size, device, dtype)
+    generation = model.generation_config
     # A score of 0 is never among the 50 highest of ten thousand: the end is not chosen, whatever the seed.
     model.semantic.lm_head.weight[generation.semantic_config["eos_token_id"]] = 0.0
-    return Lanes.of(model, read_rules(config, generation), max_rows)
+    return Lanes.of(model, read_rules(model.config, generation), max_rows)
 
 
 def measure_speech(

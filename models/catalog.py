@@ -28,6 +28,8 @@ class Modality(StrEnum):
 QUANTIZED = ("int8", "int4", "fp8")
 """Precisions of linear layers; the rest of a model stays in 16 or 32 bits."""
 
+TAKES_LORAS = ("text.decoder", "text.seq2seq")
+"""Beside all image families."""
 WHOLE_CALLS = {"text.embedder": "embed", "text.classifier": "classify"}
 """Families that answer a job by one stateless call, without an engine, and the kind of job."""
 
@@ -52,6 +54,8 @@ class Memory(BaseModel):
     """Keys and values kept of each token: 2 x layers x key heads x head size."""
     context: Annotated[int, Field(ge=1)] = 1
     """The most tokens of one request."""
+    cache_rows: Annotated[int, Field(ge=1)] = 1
+    """On a CPU its cache is for a multiple of so many requests."""
     work_values: Annotated[int, Field(ge=0)] = 0
     """Numbers alive at once in its largest forward, for each row of that forward."""
 
@@ -91,7 +95,7 @@ class Entry(BaseModel):
     keep_alive_s: Annotated[float, Field(ge=-1)] = -1
     """Seconds without a request after which it leaves memory; 0 at once, below 0 never by itself."""
     loras: Source | None = None
-    """The folder that LoRA files are taken from; it is read again when a name is not known."""
+    """The folder that LoRAs are taken from, read anew for each request that names one."""
     aliases: tuple[str, ...] = ()
     """Other names it answers to at the doors in other people's words (`tts-1`, `gpt-image-1`)."""
     voice_aliases: dict[str, str] = Field(default_factory=dict[str, str])
@@ -112,9 +116,13 @@ class Entry(BaseModel):
     """What to download of a hub's repository."""
 
     @model_validator(mode="after")
-    def _offload_goes_with_the_rest(self) -> Entry:
+    def _goes_together(self) -> Entry:
         if self.offload and self.family != "text.decoder" and self.modality is not Modality.IMAGE:
             raise ValueError(f"offload is for text.decoder and image families, which {self.family} is not")
+        if self.loras and self.family not in TAKES_LORAS and self.modality is not Modality.IMAGE:
+            raise ValueError(
+                f"loras are for {', '.join(TAKES_LORAS)} and image families, which {self.family} is not"
+            )
         if self.offload and self.modality is Modality.TEXT and self.precision in QUANTIZED:
             raise ValueError(
                 f"a language model with offload keeps its whole precision, so not {self.precision}"

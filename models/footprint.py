@@ -10,6 +10,7 @@ from typing import Any
 from models.catalog import WHOLE_CALLS, Memory
 from models.manifest import read_header
 from models.quantized import quantized_by
+from models.speech.slots import CPU_ROWS
 
 FIRST_LENGTH = 2048
 """Tokens a slot of a language model has memory for at first; it grows when a row needs more."""
@@ -86,6 +87,7 @@ def _speech(folder: Path) -> Memory:
         # Both stages keep a cache; theirs are of nearly the same length.
         cache_values_per_token=sum(2 * stage["num_layers"] * stage["hidden_size"] for stage in stages),
         context=max(stage["block_size"] for stage in stages),
+        cache_rows=CPU_ROWS,
     )
 
 

@@ -14,8 +14,9 @@ from typing import Any
 import transformers
 from safetensors import SafetensorError, safe_open
 
-from models.catalog import QUANTIZED, Entry, Modality
+from models.catalog import QUANTIZED, Entry
 from models.manifest import check
+from models.precision import automatic
 from models.protocol import ModelSpec
 from models.sources import EMBEDDED, LoadError, find_folder
 
@@ -44,20 +45,6 @@ def _wrong_files(folder: Path) -> tuple[str, ...]:
     return tuple(check(folder))
 
 
-def _automatic(modality: Modality, device: str) -> str:
-    """bfloat16 where the hardware multiplies it faster: on a GPU, and pictures on a CPU with AMX."""
-    faster = device != "cpu" or (modality is Modality.IMAGE and has_amx())
-    return "bfloat16" if faster else "float32"
-
-
-def has_amx(cpuinfo: Path = Path("/proc/cpuinfo")) -> bool:
-    """Whether this CPU multiplies matrices of bfloat16 in tiles; False where that cannot be read."""
-    try:
-        return "amx_bf16" in cpuinfo.read_text(encoding="utf-8").split()
-    except OSError:
-        return False
-
-
 def weight_bytes(entry: Entry, device: str) -> int:
     """What its weights take in memory, by the catalog's figures or else its files; 0 where neither tells."""
     each = {"float32": 4, "bfloat16": 2, "float16": 2}[dtype_of(entry, device)]
@@ -83,7 +70,7 @@ def _parameters(folder: Path) -> int:
 def dtype_of(entry: Entry, device: str) -> str:
     """The precision of what is not quantized, as torch names it."""
     if entry.precision in ("auto", *QUANTIZED):
-        return _automatic(entry.modality, device)
+        return automatic(entry.modality, device)
     return entry.precision
 
 

@@ -7,6 +7,7 @@ from dataclasses import dataclass, replace
 from models.catalog import QUANTIZED, Entry, Memory, Modality
 from models.footprint import FIRST_LENGTH, measure
 from models.manifest import BrokenFileError
+from models.precision import automatic
 from models.quantized import quantized_by
 from models.sources import local_folder
 from runners.machine import GIB
@@ -63,12 +64,18 @@ class Load:
     """How far `auto` has stepped down."""
     offload: bool = False
     """Weights that its device has no room for are brought when needed: a language model's, by layers."""
+    plain_on_cpu: str = "float32"
+    """What `auto` is on a CPU before it steps down."""
 
     def chosen(self, device: str) -> str:
         """The precision on `device` (`cpu` or `cuda`)."""
         if self.precision != "auto":
             return self.precision
-        return STEPS[self.step] or ("float32" if device == "cpu" else "bfloat16")
+        return STEPS[self.step] or self._plain(device)
+
+    def _plain(self, device: str) -> str:
+        """What of a quantized model is not."""
+        return self.plain_on_cpu if device == "cpu" else "bfloat16"
 
     def can_step_down(self) -> bool:
         return (
@@ -86,10 +93,13 @@ class Load:
             return Parts()
         precision = self.chosen(device)
         quantized = precision in QUANTIZED
-        plain = BYTES[("float32" if device == "cpu" else "bfloat16") if quantized else precision]
+        plain = BYTES[self._plain(device) if quantized else precision]
         shrunk = memory.quantizable if quantized else 0
-        cache = (rows + 1) * memory.context * memory.cache_values_per_token  # one slot is padding's
         weights = (shrunk * BYTES[precision] + (memory.parameters - shrunk) * plain) / GIB
+        slots = rows + 1  # one is padding's
+        if device == "cpu" and memory.cache_rows > 1:
+            slots = -(-rows // memory.cache_rows) * memory.cache_rows
+        cache = slots * memory.context * memory.cache_values_per_token
         return Parts(
             weights=weights * (LEAST_ON_DEVICE if self.offload else 1),
             cache=cache * plain / GIB,
@@ -114,12 +124,8 @@ class Load:
     def token_bytes(self, device: str) -> float:
         """Of the cache, for each token."""
         precision = self.chosen(device)
-        plain = "float32" if device == "cpu" else "bfloat16"
-        return (
-            self.memory.cache_values_per_token * BYTES[plain if precision in QUANTIZED else precision]
-            if (self.memory)
-            else 0.0
-        )
+        each = BYTES[self._plain(device) if precision in QUANTIZED else precision]
+        return self.memory.cache_values_per_token * each if self.memory else 0.0
 
 
 @dataclass(frozen=True, slots=True)
@@ -165,6 +171,7 @@ def want(modality: Modality, entries: dict[str, Entry], replicas: int = 1) -> Wa
             entry.max_rows,
             memory_of(entry),
             offload=entry.offload and entry.modality is Modality.TEXT,
+            plain_on_cpu=automatic(entry.modality, "cpu"),
         )
         for name, entry in entries.items()
     )

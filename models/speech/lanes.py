@@ -13,12 +13,11 @@ import torch
 from jobs import ErrorKind, JobError
 from models.speech.encode import bound_peak
 from models.speech.generation import Rules
+from models.speech.slots import CPU_ROWS
 from models.speech.stages import CoarseStage, Codec, FineStage, SemanticStage, TokenStage, Turn, bank_length
 from models.speech.transformer import SlotBank
 from models.speech.utterance import Stage, Utterance
 
-CPU_ROWS = 8
-"""Slots of one forward on a CPU: a row alone pays for all of them, and more than these gain little."""
 STEP_S = 0.025
 """What a step of a token-making lane should take: soon over for a cancel, long enough to be worth it."""
 MAX_TOKENS_PER_STEP = 10

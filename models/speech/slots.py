@@ -4,6 +4,9 @@ from __future__ import annotations
 
 import heapq
 
+CPU_ROWS = 8
+"""Slots of one forward on a CPU: a row alone pays for all of them, and more than these gain little."""
+
 
 class SlotPool:
     """The slots of all banks; the lowest come first, for attention reads only up to the last one in use."""

@@ -10,13 +10,15 @@ import pytest
 from pydantic import ValidationError
 
 from jobs import LoraChoice
-from models import loading
-from models.catalog import Entry
+from models import precision
+from models.catalog import Entry, Modality
 from models.image.checkpoint import load_parts
 from models.image.stable_diffusion import TEXT_ENCODERS, StableDiffusion, load
-from models.loading import has_amx, spec_of
+from models.loading import spec_of
+from models.precision import has_amx
 from models.protocol import ModelSpec
 from models.sources import EMBEDDED
+from runners.demand import want
 from tests.unit.drawing import Pixels, apart, draw, image_job
 from tests.unit.single_file import write_single_file
 from tests.unit.tiny_checkpoint import write_checkpoint
@@ -90,10 +92,12 @@ def test_pictures_are_bf16_where_the_cpu_has_amx(
     cpuinfo.write_text(f"model name\t: a processor\nflags\t\t: {flags}\n")
     assert has_amx(cpuinfo) is has
     assert not has_amx(tmp_path / "nowhere")
-    monkeypatch.setattr(loading, "has_amx", lambda: has)
+    monkeypatch.setattr(precision, "has_amx", lambda: has)
     pictures = Entry(family="image.stable_diffusion", source="embedded:tiny-sd", licence="none")
     words = Entry(family="text.decoder", source="embedded:tiny-llama", licence="none")
     assert spec_of("tiny", pictures, "cpu").dtype == ("bfloat16" if has else "float32")
+    planned = want(Modality.IMAGE, {"tiny": pictures}).loads[0].chosen("cpu")
+    assert planned == spec_of("tiny", pictures, "cpu").dtype
     assert spec_of("tiny", words, "cpu").dtype == "float32"
     assert spec_of("tiny", words, "cuda:0").dtype == "bfloat16"
 
