@@ -12,7 +12,7 @@ from typing import Annotated, Any, Literal
 from pydantic import ConfigDict, Field, TypeAdapter
 from pydantic.dataclasses import dataclass
 
-JOB_VERSION = 3
+JOB_VERSION = 4
 """Raised when an old runner could not read a new job; a runner refuses versions it does not know."""
 
 Scheduler = Literal["ddim", "euler", "euler_ancestral", "dpmpp_2m", "lcm"]
@@ -129,9 +129,9 @@ class TextJob:
     top_p: float = 1.0
     top_k: int = 0
     min_p: float = 0.0
+    """Tokens less likely than this part of the likeliest are left out."""
     ignore_eos: bool = False
     """Go on past the end that the model sees."""
-    """Tokens less likely than this part of the likeliest are left out."""
     repetition_penalty: float = 1.0
     """Divides (or, below zero, multiplies) the logit of each token that is in the prompt or the text."""
     presence_penalty: float = 0.0
@@ -142,6 +142,8 @@ class TextJob:
     logprobs: int | None = None
     """Tell each token's log probability, and those of this many likeliest; None tells none."""
     constraint: Constraint | None = None
+    loras: tuple[LoraChoice, ...] = ()
+    """At most one."""
     tools: tuple[Tool, ...] = ()
     tool_choice: ToolChoice = "auto"
     """`required`: the text must be calls of `tools`; to ask for a certain one, give only that one."""

@@ -18,7 +18,7 @@ from pydantic import (
 )
 from pydantic_core import PydanticCustomError
 
-from gateway.schemas import NO_NUL, KeepAlive, Model, Seed, Strict, Timings, Whole, whole
+from gateway.schemas import NO_NUL, KeepAlive, LoraSpec, Model, Seed, Strict, Timings, Whole, whole
 from jobs import FinishReason
 
 MAX_TEXTS = 4
@@ -178,6 +178,7 @@ class TextRequest(Strict, IODescriptor):
     n: Whole = Field(
         1, ge=1, le=MAX_TEXTS, description="How many texts, of the seeds from `seed` on.", examples=[2]
     )
+    loras: list[LoraSpec] = Field([], max_length=1, description="The adapter of this text alone.")
     response_format: TextFormat | None = Field(None, description="What the whole text must be.")
     tools: list[ToolSpec] = Field([], max_length=32, description="Functions the model may ask for.")
     tool_choice: Literal["auto", "none", "required"] = Field(

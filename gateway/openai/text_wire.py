@@ -8,7 +8,7 @@ from pydantic import Field
 
 from gateway.doors import Call, OnlyFalse, OnlyTrue, Wire, like
 from gateway.explain import invalid
-from gateway.schemas import NO_NUL, MaybeWhole, Model, Seed
+from gateway.schemas import NO_NUL, LoraSpec, MaybeWhole, Model, Seed
 from gateway.text_schemas import (
     ChatMessage,
     FunctionSpec,
@@ -25,7 +25,7 @@ DEFAULT_TOKENS = 16
 EXAMPLE = [{"role": "user", "content": "What is a star?"}]
 _SAME = (
     *("temperature", "top_p", "top_k", "min_p", "presence_penalty", "frequency_penalty"),
-    *("repetition_penalty", "stop", "seed", "n", "ignore_eos"),
+    *("repetition_penalty", "stop", "seed", "n", "ignore_eos", "loras"),
 )
 
 
@@ -121,6 +121,7 @@ class Sampled(Wire):
     top_k: int | None = like(TextRequest, "top_k", default=None)
     min_p: float | None = like(TextRequest, "min_p", default=None)
     ignore_eos: bool | None = like(TextRequest, "ignore_eos", annotation=bool | None, default=None)
+    loras: list[LoraSpec] | None = like(TextRequest, "loras", default=None)
     presence_penalty: float | None = like(TextRequest, "presence_penalty", default=None)
     frequency_penalty: float | None = like(TextRequest, "frequency_penalty", default=None)
     repetition_penalty: float | None = like(TextRequest, "repetition_penalty", default=None)

@@ -11,11 +11,11 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 
-from models.image.lora import LoraBank, Selection
 from models.image.row import Row
 from models.image.source import Kept, kept_of
 from models.image.table import Column
 from models.image.text_encoder import Embedding
+from models.lora.bank import LoraBank, Selection
 
 
 @dataclass(frozen=True, slots=True)

@@ -7,10 +7,10 @@ from collections.abc import Hashable, Sequence
 import torch
 
 from jobs import ImageJob
-from models.image.lora import LoraBank
-from models.image.lora_slots import Chosen
 from models.image.row import Row
 from models.image.text_encoder import Chunks, Embedding, EmbeddingCache, TextEncoder, chunked
+from models.lora.bank import LoraBank
+from models.lora.slots import Chosen
 
 
 class Prompts:

@@ -9,10 +9,10 @@ import torch
 from numpy.typing import NDArray
 
 from jobs import ImageJob
-from models.image.lora_files import Adapter
 from models.image.source import Source
 from models.image.table import Table
 from models.image.text_encoder import Chunks, Embedding
+from models.lora.files import Adapter
 
 
 @dataclass(slots=True, eq=False)

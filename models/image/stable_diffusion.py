@@ -14,9 +14,7 @@ from jobs import ErrorKind, Event, ImageJob, ImageResult, JobError, Preview, Pro
 from models.image.checkpoint import TextEncoders, load_parts
 from models.image.denoise import Batch, Stepped, bucket_of, build_batch, denoise, initial_noise
 from models.image.encode import MEDIA_TYPES, encode_image, parameters_of
-from models.image.lora import MOST_LORAS_A_ROW, LoraBank
-from models.image.lora_files import LoraReader
-from models.image.lora_folder import LoraFolder
+from models.image.lora_names import layer_names
 from models.image.memory import memory_errors
 from models.image.parts import Parts
 from models.image.pictures import Picture
@@ -26,6 +24,9 @@ from models.image.row import Row
 from models.image.samplers import Samplers
 from models.image.source import encode_sources, source_of, steps_left_out
 from models.image.watermark import mark
+from models.lora.bank import MOST_LORAS_A_ROW, LoraBank
+from models.lora.files import LoraReader, layers_of
+from models.lora.folder import LoraFolder
 from models.protocol import Lane, ModelSpec
 
 TEXT_ENCODERS: TextEncoders = {"text_encoder": ("tokenizer", CLIPTextModel, "last")}
@@ -43,7 +44,8 @@ class StableDiffusion:
         self._max_rows = spec.max_rows
         self._in_flight = 0
         self._samplers = Samplers(parts.scheduler_config)
-        self._loras = LoraFolder(spec.loras, LoraReader(parts.adaptable, parts.dtype))
+        reader = LoraReader(layers_of(parts.adaptable), layer_names(parts.adaptable), parts.dtype)
+        self._loras = LoraFolder(spec.loras, reader)
         self._bank = LoraBank(parts.adaptable, parts.device, parts.dtype, spec.lora_memory_bytes)
         self._prompts = Prompts(parts.text_encoders, self._bank, parts.device, zero_empty=parts.zero_empty)
         self._batch: Batch | None = None

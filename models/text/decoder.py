@@ -17,9 +17,10 @@ from torch import Tensor
 from jobs import ErrorKind, Event, JobError, Result, TextJob
 from models.footprint import FIRST_LENGTH
 from models.protocol import Lane, ModelSpec, OutOfMemoryError
+from models.text.adapters import Adapters
 from models.text.chat import Prompter
 from models.text.constraint import Grammars
-from models.text.row import Chosen, Row, choose_next, make_row, take, text_result
+from models.text.row import Chosen, Loras, Row, choose_next, make_row, take, text_result
 from models.text.slots import SlotCache, slot_mask
 from models.text.weights import Checkpoint, load_checkpoint
 
@@ -39,6 +40,7 @@ class Decoder:
         self._checkpoint = checkpoint
         self.prompter = Prompter(checkpoint.tokenizer, model=spec.name, context=checkpoint.context)
         self._grammars = Grammars(checkpoint.tokenizer, checkpoint.end_tokens, checkpoint.vocabulary)
+        self._adapters = Adapters(spec, checkpoint.model)
         self._device = torch.device(spec.device)
         self._slots = spec.max_rows
         self._free = list(range(spec.max_rows))
@@ -55,7 +57,9 @@ class Decoder:
     # --- the verbs, in a row's order ------------------------------------------------------------------------
 
     def prepare(self, job: TextJob) -> Row:
-        return make_row(job, self.prompter.prompt(job), self.prompter, self._grammars)
+        row = make_row(job, self.prompter.prompt(job), self.prompter, self._grammars)
+        row.loras = self._adapters.load(job)
+        return row
 
     def reserve(self, row: Row) -> bool:
         """A free slot, with memory for the whole row. Raises `JobError` when even all of it is too little."""
@@ -68,6 +72,8 @@ class Decoder:
                 return False
             message = f"{self.name} has no memory for {len(row.prompt)} + {row.max_tokens} tokens."
             raise JobError(ErrorKind.INVALID, message, param="max_tokens", code="out_of_memory") from error
+        if not self._adapters.acquire(row.loras):
+            return False
         row.slot = heapq.heappop(self._free)  # the lowest: a decode runs no further than the highest in use
         return True
 
@@ -104,6 +110,7 @@ class Decoder:
             return
         if row.tainted:
             self._cache.clear(row.slot)
+        self._adapters.release(row.loras)
         heapq.heappush(self._free, row.slot)
         row.slot = None
 
@@ -164,7 +171,8 @@ class Decoder:
         """Each chunk is a row of the forward. Chunks of one prompt may go together: all are written before
         any is read, layer by layer. What fills up a chunk goes to the cache's spare place."""
         most = self._checkpoint.prefill_chunks
-        count = next(each for each in self._chunks if each >= (len(chunks) or most))
+        with_loras = any(row.loras for row, _ in chunks)
+        count = most if with_loras else next(each for each in self._chunks if each >= (len(chunks) or most))
         ids = [[0] * CHUNK for _ in range(count)]
         positions = [[0] * CHUNK for _ in range(count)]
         write = [[self._cache.spare] * CHUNK for _ in range(count)]
@@ -176,7 +184,9 @@ class Decoder:
             positions[i][: len(part)] = range(start, start + len(part))
             write[i][: len(part)] = range(first, first + len(part))
             slots[i] = self._slot(row)
-        self._hidden(ids, positions, write, slots, longest)
+        loras = [row.loras for row, _ in chunks]
+        with self._adapters.applied([*loras, *[()] * (count - len(loras))]):
+            self._hidden(ids, positions, write, slots, longest)
 
     def _hidden(
         self,
@@ -215,7 +225,10 @@ class Decoder:
     def _forward_decode(self, rows: Sequence[Row], longest: int) -> Tensor:
         """One token of each slot -> logits [slots, vocabulary]; slots of no row run on padding."""
         used = max((self._slot(row) for row in rows), default=self._slots - 1) + 1
-        slots = next(each for each in self._sizes if each >= used)
+        # Few slots are proven for the plain model; with a LoRA among them it is always all.
+        with_loras = any(row.loras for row in rows)
+        slots = self._slots if with_loras else next(each for each in self._sizes if each >= used)
+        loras: list[Loras] = [()] * slots
         ids = [0] * slots
         positions = [0] * slots
         write = [self._cache.spare] * slots
@@ -224,7 +237,9 @@ class Decoder:
             ids[slot] = row.newest
             positions[slot] = row.written
             write[slot] = self._place(row, row.written)
-        return self._logits(ids, positions, write, longest)
+            loras[slot] = row.loras
+        with self._adapters.applied(loras):
+            return self._logits(ids, positions, write, longest)
 
     def _logits(self, ids: list[int], positions: list[int], write: list[int], longest: int) -> Tensor:
         read = self._cache.place(self._tensor(write), slots=None, longest=longest)

@@ -8,6 +8,7 @@ from dataclasses import dataclass, field
 from torch import Tensor
 
 from jobs import Event, FinishReason, TextDelta, TextJob, TextResult, TokenLogprob, ToolCall
+from models.lora.slots import Chosen as Loras
 from models.text.chat import Prompt, Prompter
 from models.text.constraint import Grammars, Matcher, forbid
 from models.text.detokenize import Detokenizer, StopFinder
@@ -30,6 +31,8 @@ class Row:
     """Where its text is in the grammar that it must follow."""
     calls: CallFinder | None = None
     """Looks for tool calls, when there are tools."""
+    loras: Loras = ()
+    """Its LoRA, if it has one."""
     slot: int | None = None
     written: int = 0
     """Tokens whose keys and values are in the cache."""

@@ -18,9 +18,10 @@ from transformers.cache_utils import DynamicCache, EncoderDecoderCache
 
 from jobs import Event, Result, TextJob
 from models.protocol import Lane, ModelSpec, OutOfMemoryError
+from models.text.adapters import Adapters
 from models.text.chat import Prompter, end_tokens
 from models.text.constraint import Grammars
-from models.text.row import Row, choose_next, make_row, take, text_result
+from models.text.row import Loras, Row, choose_next, make_row, take, text_result
 from models.text.slots import READ_STEP, SlotCache, slot_mask
 from models.text.weights import config_of, quantization_of
 
@@ -41,6 +42,7 @@ class Seq2Seq:
         )
         self.prompter = Prompter(tokenizer, model=spec.name, context=self.context, apart=True)
         self._model = model
+        self._adapters = Adapters(spec, model)
         self._device = torch.device(spec.device)
         self._start: int = config.decoder_start_token_id
         self._end_tokens = end_tokens(model.generation_config.to_dict(), tokenizer)
@@ -60,7 +62,9 @@ class Seq2Seq:
     # --- the verbs, in a row's order ------------------------------------------------------------------------
 
     def prepare(self, job: TextJob) -> Row:
-        return make_row(job, self.prompter.prompt(job), self.prompter, self._grammars)
+        row = make_row(job, self.prompter.prompt(job), self.prompter, self._grammars)
+        row.loras = self._adapters.load(job)
+        return row
 
     def reserve(self, row: Row) -> bool:
         if not self._free:
@@ -72,6 +76,8 @@ class Seq2Seq:
             if len(self._free) < self._slots:
                 return False
             raise OutOfMemoryError from error
+        if not self._adapters.acquire(row.loras):
+            return False
         row.slot = self._free.pop()
         return True
 
@@ -104,6 +110,7 @@ class Seq2Seq:
 
     def release(self, row: Row) -> None:
         if row.slot is not None:
+            self._adapters.release(row.loras)
             self._self_cache.clear(row.slot)
             self._free.append(row.slot)
             row.slot = None
@@ -116,8 +123,9 @@ class Seq2Seq:
     # --- forwards -------------------------------------------------------------------------------------------
 
     def _encode(self, row: Row) -> None:
-        states = self._model.encoder(input_ids=self._tensor([row.prompt])).last_hidden_state
-        self._cross.write(self._slot(row), states)
+        with self._adapters.applied([row.loras]):
+            states = self._model.encoder(input_ids=self._tensor([row.prompt])).last_hidden_state
+            self._cross.write(self._slot(row), states)
         row.written = 1
 
     def _decode(self, rows: Sequence[Row]) -> Tensor:
@@ -125,23 +133,28 @@ class Seq2Seq:
         ids = [self._start] * self._slots
         positions = [0] * self._slots
         write = [self._self_cache.spare] * self._slots
+        loras: list[Loras] = [()] * self._slots
         for row in rows:
             slot, position = self._slot(row), len(row.tokens)
             ids[slot] = row.tokens[-1] if row.tokens else self._start
             positions[slot] = position
             write[slot] = slot * self._self_cache.length + position
+            loras[slot] = row.loras
         read = self._self_cache.place(self._tensor(write), slots=None, longest=max(positions) + 1)
         places = self._tensor(positions)[:, None]
         bias = self._bias(places, read)
         self._attention.compute_bias = lambda *_, **__: bias
-        logits = self._model(
-            encoder_outputs=(self._cross.states,),
-            attention_mask=self._cross.mask,
-            decoder_input_ids=self._tensor(ids)[:, None],
-            decoder_attention_mask=slot_mask(places, read, groups=1, window=None, dtype=self._model.dtype),
-            past_key_values=self._cross.beside(self._self_cache),
-            use_cache=True,
-        ).logits[:, -1]
+        with self._adapters.applied(loras):
+            logits = self._model(
+                encoder_outputs=(self._cross.states,),
+                attention_mask=self._cross.mask,
+                decoder_input_ids=self._tensor(ids)[:, None],
+                decoder_attention_mask=slot_mask(
+                    places, read, groups=1, window=None, dtype=self._model.dtype
+                ),
+                past_key_values=self._cross.beside(self._self_cache),
+                use_cache=True,
+            ).logits[:, -1]
         logits = logits[[self._slot(row) for row in rows]]
         if not bool(torch.isfinite(logits.amax(dim=-1)).all()):
             raise ArithmeticError(f"{self.name}: logits that are not finite")

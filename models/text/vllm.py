@@ -24,6 +24,7 @@ from jobs import Done, ErrorKind, Event, JobError, TextJob
 from models.protocol import ModelSpec
 from models.text.chat import Prompt, Prompter, end_tokens
 from models.text.constraint import checked
+from models.text.vllm_loras import VllmLoras, lora_args
 from models.text.vllm_weights import weights_args
 from models.text.vllm_words import Told, sampling_params
 
@@ -61,6 +62,7 @@ class VllmText:
         self._options = options or VllmOptions()
         self._engine: Any = None
         self._prompter: Prompter | None = None
+        self._loras = VllmLoras(spec.loras)
         self._end_tokens: frozenset[int] = frozenset()
         self._running: dict[str, _Running] = {}
         self._aborts: set[asyncio.Task[None]] = set()
@@ -96,8 +98,9 @@ class VllmText:
         running = self._admit(job)
         try:
             prompt = await asyncio.to_thread(self._prompt, job)
+            lora = await self._loras.request(job, self._engine)
             told = Told(job, prompt, self._made_prompter, self._end_tokens)
-            async with aclosing(self._outputs(job, prompt, running)) as outputs:
+            async with aclosing(self._outputs(job, prompt, lora, running)) as outputs:
                 async for output in outputs:
                     delta = told.take(output.outputs[0])
                     if delta is not None and job.stream:
@@ -141,7 +144,9 @@ class VllmText:
             checked(prompt.constraint)
         return prompt
 
-    async def _outputs(self, job: TextJob, prompt: Prompt, running: _Running) -> AsyncGenerator[Any]:
+    async def _outputs(
+        self, job: TextJob, prompt: Prompt, lora: Any, running: _Running
+    ) -> AsyncGenerator[Any]:
         """vLLM's outputs for the job, with its exceptions as ours."""
         from vllm.exceptions import GracefulHTTPError, VLLMClientError, VLLMServerError
         from vllm.inputs.engine import tokens_input
@@ -153,6 +158,7 @@ class VllmText:
                 tokens_input(prompt.ids, cache_salt=job.cache_salt),
                 sampling_params(job, prompt),
                 request_id=job.id,
+                lora_request=lora,
             )
             async with aclosing(made) as outputs:
                 async for output in outputs:
@@ -208,6 +214,7 @@ class VllmText:
                 tensor_parallel_size=self._options.tensor_parallel,
                 structured_outputs_config=StructuredOutputsConfig(backend="guidance"),
                 enforce_eager=on_cpu,
+                **lora_args(self._spec.loras),
                 **memory,
             )
         )

@@ -26,6 +26,8 @@ KNOWN_LAYERS = {"full_attention", "sliding_attention"}
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Checkpoint:
     tokenizer: Any
+    model: Any
+    """The module, for what is added to its layers."""
     logits: Callable[..., Tensor]
     """A forward to logits [rows, tokens, vocabulary]."""
     hidden: Callable[..., Any]
@@ -60,6 +62,7 @@ def load_checkpoint(spec: ModelSpec) -> Checkpoint:
 
     return Checkpoint(
         tokenizer=tokenizer,
+        model=model,
         logits=logits,
         hidden=body,
         dtype=getattr(torch, spec.dtype),

@@ -9,7 +9,7 @@ from typing import Any
 import httpx
 import pytest
 
-from jobs import ImageJob, SpeechJob, TextJob, Tool, ToolCall
+from jobs import ImageJob, LoraChoice, SpeechJob, TextJob, Tool, ToolCall
 from tests.api.fakes import PICTURE, SOUND, FakeRunner
 
 Runners = dict[str, FakeRunner]
@@ -91,6 +91,7 @@ async def test_all_that_a_text_can_be_asked_goes_into_its_job(
         "frequency_penalty": 0.3,
         "logprobs": 2,
         "keep_alive_s": 60,
+        "loras": [{"name": "ink", "weight": 0.5}],
         "tools": [{"type": "function", "function": tool}],
         "tool_choice": "required",
     }
@@ -105,6 +106,7 @@ async def test_all_that_a_text_can_be_asked_goes_into_its_job(
     penalties = (job.repetition_penalty, job.presence_penalty, job.frequency_penalty)
     assert (job.max_tokens, job.min_p, penalties) == (None, 0.1, (1.1, 0.2, 0.3))
     assert (job.logprobs, job.tool_choice, job.keep_alive_s) == (2, "required", 60)
+    assert job.loras == (LoraChoice(name="ink", weight=0.5),)
 
 
 @pytest.mark.parametrize(

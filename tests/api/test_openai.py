@@ -118,7 +118,7 @@ async def test_what_else_a_chat_may_ask_for(ai: AsyncOpenAI, runners: Runners) -
             {"type": "function", "function": {"name": "other"}},
         ],
         tool_choice={"type": "function", "function": {"name": "look"}},
-        extra_body={"min_p": 0.1, "repetition_penalty": 1.1, "ignore_eos": True},
+        extra_body={"min_p": 0.1, "repetition_penalty": 1.1, "ignore_eos": True, "loras": [{"name": "ink"}]},
     )
     assert [choice.index for choice in answer.choices] == [0, 1]
     job, second = runners["text"].jobs
@@ -126,6 +126,7 @@ async def test_what_else_a_chat_may_ask_for(ai: AsyncOpenAI, runners: Runners) -
     assert {job.seed, second.seed} == {5, 6}
     assert (job.logprobs, job.frequency_penalty, job.presence_penalty) == (3, 0.5, -0.5)
     assert (job.min_p, job.repetition_penalty, job.ignore_eos) == (0.1, 1.1, True)
+    assert [(lora.name, lora.weight) for lora in job.loras] == [("ink", 1.0)]
     assert ([tool.name for tool in job.tools], job.tool_choice) == (["look"], "required")
     assert [(m.role, m.tool_call_id) for m in job.messages or ()][-1] == ("tool", "c1")
 

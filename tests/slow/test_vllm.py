@@ -6,21 +6,36 @@ import asyncio
 import importlib.util
 import json
 import re
+import shutil
 import subprocess
 import sys
 from collections.abc import AsyncGenerator, AsyncIterator
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 import pytest
 import pytest_asyncio
 import torch
+from transformers import AutoModelForCausalLM
 
-from jobs import Constraint, Done, ErrorKind, Event, JobError, Message, TextDelta, TextJob, TextResult
+from jobs import (
+    Constraint,
+    Done,
+    ErrorKind,
+    Event,
+    JobError,
+    LoraChoice,
+    Message,
+    TextDelta,
+    TextJob,
+    TextResult,
+)
 from models.protocol import ModelSpec
 from models.text.decoder import Decoder, load
 from models.text.vllm import VllmOptions, VllmText
 from tests.e2e.process import ROOT, Served, free_port
+from tests.unit.test_text_loras import write_lora
 
 pytestmark = [
     pytest.mark.skipif(importlib.util.find_spec("vllm") is None, reason="vllm is not in this environment"),
@@ -51,9 +66,26 @@ def question(job_id: str, text: str, **fields: Any) -> TextJob:
     return job(job_id, messages=(Message(role="user", content=text),), **fields)
 
 
+@pytest.fixture(scope="module")
+def spec(tmp_path_factory: pytest.TempPathFactory) -> ModelSpec:
+    """With two LoRAs by peft, and what vLLM cannot use."""
+    loras = tmp_path_factory.mktemp("loras")
+    for seed, name in enumerate(("one", "two")):
+        fresh = AutoModelForCausalLM.from_pretrained(FOLDER)
+        layers = ["q_proj", "v_proj", "down_proj"]
+        write_lora(loras / name, fresh, seed, "CAUSAL_LM", r=8, lora_alpha=48, target_modules=layers)
+    shutil.copy(loras / "one" / "adapter_model.safetensors", loras / "file.safetensors")
+    shutil.copytree(loras / "one", loras / "broken")
+    (loras / "broken" / "adapter_model.safetensors").write_bytes(b"nothing")
+    shutil.copytree(loras / "one", loras / "large")
+    config = loras / "large" / "adapter_config.json"
+    config.write_text(json.dumps(json.loads(config.read_text()) | {"r": 100}))
+    return replace(SPEC, loras=loras)
+
+
 @pytest_asyncio.fixture(scope="module", loop_scope="module")
-async def vllm() -> AsyncGenerator[VllmText]:
-    engine = VllmText(SPEC, VllmOptions(max_waiting=2))
+async def vllm(spec: ModelSpec) -> AsyncGenerator[VllmText]:
+    engine = VllmText(spec, VllmOptions(max_waiting=2))
     with pytest.raises(JobError) as refused:
         await answer(engine, job("early", "Hello"))
     assert refused.value.kind is ErrorKind.UNAVAILABLE
@@ -65,9 +97,9 @@ async def vllm() -> AsyncGenerator[VllmText]:
 
 
 @pytest.fixture(scope="module")
-def decoder() -> Decoder:
+def decoder(spec: ModelSpec) -> Decoder:
     torch.set_num_threads(1)  # vLLM's process has the cores too
-    return load(SPEC)
+    return load(spec)
 
 
 async def last(events: AsyncIterator[Event]) -> Event:
@@ -100,6 +132,36 @@ async def test_greedy_answers_equal_our_own_engines(vllm: VllmText, decoder: Dec
     answers = await asyncio.gather(*(answer(vllm, order) for order in orders))
     for order, (_, result) in zip(orders, answers, strict=True):
         assert result == on_ours(decoder, order)
+
+
+async def test_each_text_has_its_own_lora(vllm: VllmText, decoder: Decoder) -> None:
+    wanted = [(text, name) for text in QUESTIONS[:2] for name in ("one", "two", None)]
+    orders = [
+        question(f"l{i}", text, loras=() if name is None else (LoraChoice(name=name),))
+        for i, (text, name) in enumerate(wanted)
+    ]
+    answers = await asyncio.gather(*(answer(vllm, order) for order in orders))
+    for order, (_, result) in zip(orders, answers, strict=True):
+        assert result == on_ours(decoder, order)
+    assert len({result.text for _, result in answers[3:]}) == 3
+
+
+@pytest.mark.parametrize(
+    ("name", "weight", "said"),
+    [
+        ("nowhere", 1, "Those there are: broken, file, large, one, two"),
+        ("one", 0.5, "its weight is 1"),
+        ("file", 1, "this is a file"),
+        ("broken", 1, "cannot read it"),
+        ("large", 1, "its rank is 100"),
+    ],
+)
+async def test_what_vllm_cannot_use_is_refused(vllm: VllmText, name: str, weight: float, said: str) -> None:
+    with pytest.raises(JobError, match=said) as refused:
+        await answer(vllm, question("x", "Hello", loras=(LoraChoice(name=name, weight=weight),)))
+    assert refused.value.param == "loras"
+    assert vllm.ready
+    await answer(vllm, question("y", "Hello", max_tokens=2))
 
 
 async def test_deltas_join_to_the_text_and_only_streams_have_them(vllm: VllmText) -> None:

@@ -21,8 +21,8 @@ from prometheus_client import CollectorRegistry
 from safetensors.torch import load_file, save_file
 
 from jobs import Done, ErrorKind, ImageJob, ImageResult, JobError, LoraChoice
-from models.image import lora, lora_files
 from models.image.stable_diffusion import StableDiffusion, load
+from models.lora import bank, files
 from models.protocol import ModelSpec
 from runners.engine import Engine
 from runners.metrics import EngineMetrics
@@ -180,7 +180,7 @@ def test_rows_that_agree_run_on_merged_weights(
     def unused(*_: Any) -> None:
         raise AssertionError("a layer's output was added to")
 
-    monkeypatch.setattr(lora, "added", unused)
+    monkeypatch.setattr(bank, "added", unused)
     draw(model, *styled)
     assert apart(draw(model, image_job(num_inference_steps=2))[0], before) == 0
     with pytest.raises(AssertionError, match="added to"):
@@ -190,7 +190,7 @@ def test_rows_that_agree_run_on_merged_weights(
 def test_a_full_bank_asks_to_wait_and_evicts_the_least_recently_used(
     checkpoint: Path, folder: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(lora, "SLOTS", {128: 2})
+    monkeypatch.setattr(bank, "SLOTS", {128: 2})
     model = load(ModelSpec(name="tiny", folder=checkpoint, loras=folder))
     plain, speaking, kohya = (image_job(loras=choices(**{n: 1.0})) for n in ("plain", "speaking", "kohya"))
     alone = {job.loras: draw(model, job)[0] for job in (plain, speaking, kohya)}
@@ -348,14 +348,14 @@ async def test_a_lora_is_read_beside_the_steps_of_others(
     """A file that takes long to read holds up neither who has no LoRA nor who wants another one."""
     (warm,) = draw(model, image_job(num_inference_steps=2, loras=choices(kohya=1.0)))
     may_read = threading.Event()
-    read = lora_files.safe_open
+    read = files.safe_open
 
     def slow(path: Any, *args: Any, **options: Any) -> Any:
         assert may_read.wait(60)
         return read(path, *args, **options)
 
     shutil.copy(folder / "plain.safetensors", folder / "slow.safetensors")
-    monkeypatch.setattr(lora_files, "safe_open", slow)
+    monkeypatch.setattr(files, "safe_open", slow)
     engine = Engine({model.name: model}, EngineMetrics("image", CollectorRegistry()))
     engine.start()
     try:

@@ -14,8 +14,8 @@ from typing import Any
 
 import torch
 
-from models.image.lora_files import Adapter, Layer
-from models.image.lora_slots import Addition, Chosen, Shelf, added, values_a_rank
+from models.lora.files import Adapter, Layer
+from models.lora.slots import Addition, Chosen, Shelf, added, values_a_rank
 
 MOST_LORAS_A_ROW = 4
 SLOTS = {16: 16, 64: 8, 128: 4}
@@ -49,8 +49,13 @@ class LoraBank:
         device: torch.device,
         dtype: torch.dtype,
         budget_bytes: int,
+        *,
+        merges: bool = True,
     ) -> None:
         """`budget_bytes`: the most memory of all slots together, should LoRAs touch every layer there is.
+
+        `merges`: whether rows that all have the same LoRAs get weights with them in, on a CPU, whose last
+        bits are not those of a row among others.
 
         A row may name `MOST_LORAS_A_ROW` of one rank, so no rank has fewer slots, whatever the budget.
         """
@@ -58,7 +63,7 @@ class LoraBank:
         self._hooked: set[Layer] = set()
         self._selection = NONE
         # A GPU's forwards are compiled, and it has less memory to spare.
-        self._merges_on = device.type == "cpu"
+        self._merges_on = merges and device.type == "cpu"
         values = sum(values_a_rank(module) for found in self._modules.values() for module in found.values())
         share = budget_bytes // len(SLOTS)
         self._shelves = [

@@ -9,7 +9,7 @@ from typing import Any
 
 import torch
 
-from models.image.lora_files import Adapter, Factors, Layer, layer_shape
+from models.lora.files import Adapter, Factors, Layer, layer_shape
 
 Chosen = Sequence[tuple[Adapter, float]]
 """The LoRAs of one row with their weights."""

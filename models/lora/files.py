@@ -1,4 +1,4 @@
-"""What is in a LoRA file: safetensors only, laid out as diffusers (old and new), peft or kohya do."""
+"""What is in a LoRA: safetensors only, laid out as diffusers (old and new), peft or kohya do."""
 
 from __future__ import annotations
 
@@ -7,13 +7,13 @@ import re
 from collections import defaultdict
 from collections.abc import Hashable, Iterator, Mapping
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Any
 
 import torch
 from safetensors import SafetensorError, safe_open
 
 from jobs import ErrorKind, JobError
-from models.image.original_names import original_name
 
 HIGHEST_RANK = 128
 
@@ -26,14 +26,6 @@ _ROLE = re.compile(
     r"|\.lora_(?P<kohya>down|up))(?:\.default)?\.weight$"
 )
 _DOWN = {"A", "down"}
-_TEXT = {"to_q": "q_proj", "to_k": "k_proj", "to_v": "v_proj", "to_out": "out_proj"}
-_OLD_ATTENTION = {"unet": {"to_out": "to_out.0"}, "text_encoder": _TEXT, "text_encoder_2": _TEXT}
-"""What attention layers were called in diffusers' first LoRA layout, and are called in the modules."""
-_KOHYA = {
-    "unet": ("lora_unet_",),
-    "text_encoder": ("lora_te_", "lora_te1_"),
-    "text_encoder_2": ("lora_te2_",),
-}
 _METADATA = "lora_adapter_metadata"
 
 
@@ -66,25 +58,25 @@ class Adapter:
 
 
 class LoraReader:
-    """Reads LoRAs for the layers of one checkpoint. `parts`: its modules by name (`unet`, `text_encoder`)."""
+    """Reads LoRAs for the layers of one checkpoint."""
 
-    def __init__(self, parts: Mapping[str, torch.nn.Module], dtype: torch.dtype) -> None:
+    def __init__(
+        self, layers: Mapping[Layer, torch.nn.Module], names: Mapping[str, Layer], dtype: torch.dtype
+    ) -> None:
+        """`layers` are those that a LoRA may touch, `names` what files call them."""
         self._dtype = dtype
-        self._modules: dict[Layer, torch.nn.Module] = {}
-        self._names: dict[str, Layer] = {}
-        for part, root in parts.items():
-            for path, module in root.named_modules():
-                if isinstance(module, torch.nn.Linear | torch.nn.Conv2d):
-                    self._modules[part, path] = module
-                    self._names.update(dict.fromkeys(_spellings(part, path), (part, path)))
-            if part == "unet":
-                self._names.update(_original_spellings(root))
+        self._modules = layers
+        self._names = names
 
-    def read(self, name: str, path: str, key: Hashable) -> Adapter:
-        """Raises `JobError` that names the LoRA when the file is broken or made for another model."""
+    def read(self, name: str, path: Path, key: Hashable, config: Path | None = None) -> Adapter:
+        """`config`: peft's own file beside the weights, where there is one.
+
+        Raises `JobError` that names the LoRA when a file is broken or made for another model.
+        """
         try:
             with safe_open(path, framework="pt", device="cpu") as file:
-                alphas = _stated_alphas(file.metadata() or {})
+                metadata = file.metadata() or {}
+                alphas = _stated_alphas(metadata) if config is None else _peft_alphas(name, config)
                 tensors = {held: file.get_tensor(held) for held in file.keys()}  # noqa: SIM118, not a mapping
         except FileNotFoundError as error:
             message = f"LoRA {name!r} was taken away just now."
@@ -152,35 +144,25 @@ def layer_shape(module: torch.nn.Module) -> tuple[torch.Size, int]:
     raise TypeError(f"no LoRA on a {type(module).__name__}")
 
 
-def _spellings(part: str, path: str) -> Iterator[str]:
-    """What LoRA files call a layer: diffusers, peft, kohya, and diffusers' first layout."""
-    roots = ("",) if part == "unet" else ("", "text_model.")
-    path = path.removeprefix("text_model.")
-    for root in roots:
-        yield f"{part}.{root}{path}"
-        if part != "text_encoder_2":  # which of the two a name without its part means, nobody can say
-            yield f"base_model.model.{root}{path}"
-            yield f"{root}{path}"
-        for kohya in _KOHYA[part]:
-            yield kohya + f"{root}{path}".replace(".", "_")
-        for old, new in _OLD_ATTENTION[part].items():
-            if path.endswith(f".{new}"):
-                yield f"{part}.{root}{path.removesuffix(new)}{old}"
-        if part == "unet" and ".to_" in path:
-            attention, _, layer = path.rpartition(".to_")
-            yield f"unet.{attention}.processor.to_{layer.removesuffix('.0')}"
+def layers_of(parts: Mapping[str, torch.nn.Module]) -> dict[Layer, torch.nn.Module]:
+    """Those that a LoRA may touch, of a checkpoint's modules by name (`unet`, `text_encoder`)."""
+    return {
+        (part, path): module
+        for part, root in parts.items()
+        for path, module in root.named_modules()
+        if isinstance(module, torch.nn.Linear | torch.nn.Conv2d)
+    }
 
 
-def _original_spellings(unet: Any) -> Iterator[tuple[str, Layer]]:
-    """kohya's names for SDXL, which keep the original ones of the blocks."""
-    modules = dict(unet.named_modules())
-    for path, module in modules.items():
-        if isinstance(module, torch.nn.Linear | torch.nn.Conv2d):
-            block = ".".join(path.split(".")[:2])
-            attends = f"{block}.attentions" in modules
-            name = original_name(path, unet.config.layers_per_block, attends)
-            if name is not None:
-                yield "lora_unet_" + name.replace(".", "_"), ("unet", path)
+def _peft_alphas(name: str, path: Path) -> dict[str, Any]:
+    """peft's configuration. Raises `JobError` for what is no plain LoRA, `OSError`, `ValueError`."""
+    stated = json.loads(path.read_text(encoding="utf-8"))
+    if not isinstance(stated, dict) or stated.get("peft_type") != "LORA":
+        raise _unusable(name, "its adapter_config.json is not that of a LoRA")
+    for odd in ("use_dora", "modules_to_save", "layer_replication", "trainable_token_indices"):
+        if stated.get(odd):
+            raise _unusable(name, f"it has {odd}, which is no part of a plain LoRA")
+    return stated
 
 
 def _stated_alphas(metadata: Mapping[str, str]) -> dict[str, Any]:
@@ -190,16 +172,23 @@ def _stated_alphas(metadata: Mapping[str, str]) -> dict[str, Any]:
 
 
 def _stated_scale(stated: Mapping[str, Any], layer: Layer, rank: int) -> float:
-    """alpha / rank as peft has it; 1 where nothing is said, as diffusers has it."""
+    """alpha / rank as peft has it; 1 where nothing is said, as diffusers has it.
+
+    `stated` has its keys led by the part's name, but for those of a peft folder.
+    """
     part, path = layer
-    alpha = stated.get(f"{part}.lora_alpha")
-    patterns = stated.get(f"{part}.alpha_pattern") or {}
+
+    def said(key: str) -> Any:
+        return stated.get(f"{part}.{key}", stated.get(key))
+
+    alpha = said("lora_alpha")
+    patterns = said("alpha_pattern") or {}
     for pattern, own in patterns.items():
         if path == pattern or path.endswith(f".{pattern}"):
             alpha = own
     if alpha is None:
         return 1.0
-    return float(alpha) / (rank**0.5 if stated.get(f"{part}.use_rslora") else rank)
+    return float(alpha) / (rank**0.5 if said("use_rslora") else rank)
 
 
 def _unusable(name: str, why: str) -> JobError:
