@@ -100,8 +100,8 @@ chaos: dev  ## Kill, overload and attack it, pass or fail by row (SHORT=1: in mi
 bench-overhead: dev  ## Measure what the gateway adds to a chat, at one client (fails above 8 ms)
 	$(BIN)/python -m load_tests.overhead
 
-bench-text: .venv/.bench  ## Compare text serving with its peers (SHORT=1: in three minutes)
-	$(BIN)/python -m load_tests.text $(if $(SHORT),--rounds 3)
+bench-text: .venv/.bench  ## Compare text serving with its peers (SHORT=1: in three minutes; FULL_SIZE=1: TinyLlama)
+	$(BIN)/python -m load_tests.text $(if $(SHORT),--rounds 3) $(if $(FULL_SIZE),--full-size)
 
 bench-gpu: dev  ## Measure pictures and speech on a GPU (needs no BentoML)
 	$(BIN)/python -m load_tests.gpu

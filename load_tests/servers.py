@@ -46,15 +46,22 @@ class Server(Served):
         self._process.wait()
 
 
-def ours(log_folder: Path, catalog: Path) -> Server:
+def ours(
+    log_folder: Path,
+    catalog: Path,
+    name: str = "triptych",
+    python: Path = Path(sys.executable),
+    **environment: str,
+) -> Server:
     """Triptych with a catalog of the one modality that is measured, on as many threads as it chooses."""
     return Server(
-        "triptych",
-        [sys.executable, "cli.py", "serve"],
+        name,
+        [str(python), "cli.py", "serve"],
         free_port(),
-        log_folder / "triptych.log",
+        log_folder / f"{name}.log",
         "/readyz",
         TRIPTYCH_PROFILE=str(catalog),
+        **environment,
     )
 
 

@@ -2,9 +2,11 @@
 
     make bench-text               # the default engine and FastAPI; vLLM too where .venv-vllm is made
     make bench-text SHORT=1       # about 3 minutes
+    make bench-text FULL_SIZE=1   # TinyLlama 1.1B of random weights, 16 tokens, one server after the other
 
 Same model, prompts and sampling. Every server streams; tokens are those that its own usage tells. All get
-every core. `gateway_cpu` is the gateway's part of the CPU time that the service took.
+every core. `triptych on vLLM` is the service with vLLM as its engine. `gateway_cpu` is the gateway's part of
+the CPU time that the service took.
 """
 
 from __future__ import annotations
@@ -24,6 +26,7 @@ import psutil
 import yaml
 
 from jobs import TextJob, encode_job
+from load_tests.full_size import write_tinyllama
 from load_tests.load import Answer, Request, Sample, offer_in_turn
 from load_tests.report import Record, percentiles_ms, plot_lines, summary, write_results
 from load_tests.servers import Server, baseline, free_port, ours
@@ -39,8 +42,8 @@ COLUMNS = (
 )
 _COUNTED = re.compile(rb'"completion_tokens": ?(\d+)')
 
-Ask = Callable[[str, int], Request]
-"""A request for a prompt and a seed, in one server's words."""
+Ask = Callable[[str, int, int], Request]
+"""A request for a prompt, a seed and a number of tokens, in one server's words."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -49,22 +52,22 @@ class Contender:
     ask: Ask
 
 
-def native(prompt: str, seed: int) -> Request:
-    return Request("/text", {**_sampling(seed), "prompt": prompt})
+def native(prompt: str, seed: int, tokens: int) -> Request:
+    return Request("/text", {**_sampling(seed, tokens), "prompt": prompt})
 
 
-def at_the_runner(prompt: str, seed: int) -> Request:
-    job = TextJob(id=f"bench-{seed}", timeout_s=600, prompt=prompt, **_sampling(seed))
+def at_the_runner(prompt: str, seed: int, tokens: int) -> Request:
+    job = TextJob(id=f"bench-{seed}", timeout_s=600, prompt=prompt, **_sampling(seed, tokens))
     return Request("/run", {"job": encode_job(job)})
 
 
-def openai(prompt: str, seed: int) -> Request:
+def openai(prompt: str, seed: int, tokens: int) -> Request:
     told = {"model": "bench", "stream_options": {"include_usage": True}}
-    return Request("/v1/completions", {**_sampling(seed), **told, "prompt": prompt})
+    return Request("/v1/completions", {**_sampling(seed, tokens), **told, "prompt": prompt})
 
 
-def _sampling(seed: int) -> dict[str, Any]:
-    return {"seed": seed, "max_tokens": TOKENS, "temperature": 0.7, "stream": True}
+def _sampling(seed: int, tokens: int) -> dict[str, Any]:
+    return {"seed": seed, "max_tokens": tokens, "ignore_eos": True, "temperature": 0.7, "stream": True}
 
 
 def tokens_of(answer: Answer) -> float:
@@ -73,58 +76,50 @@ def tokens_of(answer: Answer) -> float:
     return float(counts[-1]) if counts else 0.0
 
 
-def contenders(stack: ExitStack, folder: Path, model: Path) -> list[Contender]:
-    """Started one beside the other, and measured in turn: one that is not asked takes no CPU."""
+def contenders(folder: Path, model: Path) -> list[Callable[[], Contender]]:
+    """Those that are here, each to be started."""
     entry = {"family": "text.decoder", "source": f"folder:{model}", "max_rows": 32, "licence": "Apache-2.0"}
     catalog = folder / "catalog.yaml"
     catalog.write_text(
         yaml.safe_dump({"models": {"bench": entry}, "profiles": {"default": {"text": ["bench"]}}})
     )
-    port = free_port()
-    alone = Server(
-        "the runner alone",
-        [sys.executable, "-m", "bentoml", "serve", "runners.text:TextRunner", "--port", str(port)],
-        port,
-        folder / "runner.log",
-        "/readyz",
-        TRIPTYCH_PROFILE=str(catalog),
-    )
-    made = [
-        Contender(ours(folder, catalog), native),
-        Contender(alone, at_the_runner),
-        Contender(baseline("text_fastapi", folder, "/health", MODEL=str(model)), native),
-    ]
-    if VLLM.exists():
+
+    def alone() -> Contender:
         port = free_port()
-        command = [str(VLLM), "-m", "vllm.entrypoints.openai.api_server", "--model", str(model)]
-        command += [
-            "--served-model-name",
-            "bench",
-            "--dtype",
-            "float32",
-            "--enforce-eager",
-            "--gpu-memory-utilization",  # on a CPU, of the machine's memory
-            "0.3",
-            "--port",
-            str(port),
-        ]
-        made.append(Contender(Server("vllm", command, port, folder / "vllm.log", "/health"), openai))
-    for contender in made:
-        stack.callback(contender.server.stop)
-    for contender in made:
-        contender.server.wait_ready()
-    return made
+        serve = [sys.executable, "-m", "bentoml", "serve", "runners.text:TextRunner", "--port", str(port)]
+        log = folder / "runner.log"
+        profile = {"TRIPTYCH_PROFILE": str(catalog)}
+        return Contender(Server("the runner alone", serve, port, log, "/readyz", **profile), at_the_runner)
+
+    def on_vllm() -> Contender:
+        server = ours(folder, catalog, "triptych on vLLM", VLLM, TRIPTYCH_TEXT_ENGINE="vllm")
+        return Contender(server, native)
+
+    def vllm() -> Contender:
+        port = free_port()
+        serve = [str(VLLM), "-m", "vllm.entrypoints.openai.api_server", "--model", str(model)]
+        serve += ["--served-model-name", "bench", "--dtype", "float32", "--enforce-eager"]
+        serve += ["--max-num-seqs", "32", "--port", str(port)]
+        serve += ["--gpu-memory-utilization", "0.3"]  # on a CPU, of the machine's memory
+        return Contender(Server("vllm", serve, port, folder / "vllm.log", "/health"), openai)
+
+    made = [
+        lambda: Contender(ours(folder, catalog), native),
+        alone,
+        lambda: Contender(baseline("text_fastapi", folder, "/health", MODEL=str(model)), native),
+    ]
+    return [*made, on_vllm, vllm] if VLLM.exists() else made
 
 
-def measure(contender: Contender, clients: int, rounds: int) -> dict[str, Any]:
+def measure(contender: Contender, clients: int, rounds: int, tokens: int = TOKENS) -> dict[str, Any]:
     """`rounds` requests a client, after one that is not counted."""
     chance = random.Random(clients)
     prompts = [
         f"The {chance.choice(COLOURS)} {chance.choice(ANIMALS)} lived" for _ in range(clients * rounds)
     ]
-    requests = [contender.ask(prompt, seed) for seed, prompt in enumerate(prompts)]
+    requests = [contender.ask(prompt, seed, tokens) for seed, prompt in enumerate(prompts)]
     url = contender.server.url
-    offer_in_turn(url, [contender.ask("Once", 10**6 + clients)], 1, tokens_of)
+    offer_in_turn(url, [contender.ask("Once", 10**6 + clients, tokens)], 1, tokens_of)
     before = _cpu_s(contender.server)
     samples = offer_in_turn(url, requests, clients, tokens_of)
     spent = {
@@ -166,20 +161,42 @@ def _cpu_s(server: Server) -> dict[int, tuple[float, bool]]:
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawTextHelpFormatter)
-    parser.add_argument(
-        "--model", type=Path, default=EMBEDDED / "tiny-llama", help="a folder in the hub's layout"
-    )
+    parser.add_argument("--full-size", action="store_true", help="TinyLlama 1.1B with random weights")
     parser.add_argument("--clients", type=int, nargs="+", default=[1, 8, 32])
     parser.add_argument("--rounds", type=int, default=8, help="requests of each client")
     arguments = parser.parse_args()
-    records: list[Record] = []
-    with tempfile.TemporaryDirectory() as folder, ExitStack() as stack:
-        servers = contenders(stack, Path(folder), arguments.model)
-        for clients in arguments.clients:
-            records += [measure(each, clients, arguments.rounds) for each in servers]
-    write_results("text", records, COLUMNS, model=arguments.model.name, max_tokens=TOKENS)
+    with tempfile.TemporaryDirectory() as made:
+        folder = Path(made)
+        if arguments.full_size:
+            full_size(folder)
+            return
+        records: list[Record] = []
+        with ExitStack() as stack:
+            servers = [started(make, stack) for make in contenders(folder, EMBEDDED / "tiny-llama")]
+            for each in servers:
+                each.server.wait_ready()
+            for clients in arguments.clients:
+                records += [measure(each, clients, arguments.rounds) for each in servers]
+    write_results("text", records, COLUMNS, model="tiny-llama", max_tokens=TOKENS)
     shown = {"tokens_per_s": "tokens a second", "first_byte_p50_ms": "ms to the first token, p50"}
     plot_lines("text", records, "clients", shown)
+
+
+def started(make: Callable[[], Contender], stack: ExitStack) -> Contender:
+    contender = make()
+    stack.callback(contender.server.stop)
+    return contender
+
+
+def full_size(folder: Path) -> None:
+    """Each server alone, for the memory that its 4.4 GB of weights take."""
+    records: list[Record] = []
+    for make in contenders(folder, write_tinyllama(folder / "tinyllama")):
+        with ExitStack() as stack:
+            contender = started(make, stack)
+            contender.server.wait_ready()
+            records += [measure(contender, clients, rounds=1, tokens=16) for clients in (1, 8)]
+    write_results("text_full_size", records, COLUMNS, model="TinyLlama 1.1B, random weights", max_tokens=16)
 
 
 if __name__ == "__main__":

@@ -15,8 +15,9 @@ from models.speech.slots import CPU_ROWS
 FIRST_LENGTH = 2048
 """Tokens a slot of a language model has memory for at first; it grows when a row needs more."""
 
-_DECODER_TENSORS = 3
-"""Full-size tensors of a VAE's last level alive at once: a convolution's input, its output, the one added."""
+_DECODER_TENSORS = 4
+"""Full-size tensors of a VAE's last level alive at once: a convolution's input, its output, the one added,
+and a copy in the order that the convolution wants."""
 
 
 def measure(folder: Path, family: str) -> Memory:

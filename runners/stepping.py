@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import ctypes
 import gc
 import logging
 import sys
@@ -71,13 +72,18 @@ def _loaded(name: str, entry: Entry, placement: Placement) -> Any:
     model = load_model(name, entry, placement.device, placement.room.get(name))
     loaded = time.monotonic()
     model.warm_up()
+    _freed()  # loading makes much that is thrown away
     log.info("Loaded %s in %.1f s, warmed up in %.1f s", name, loaded - started, time.monotonic() - loaded)
     return model
 
 
 def _freed() -> None:
-    """Models hold themselves in circles, and torch keeps the memory of a GPU for its next tensors."""
+    """Models hold themselves in circles. Torch keeps the memory of a GPU for its next tensors, and the C
+    library that of the machine: a quarter of a GiB once Stable Diffusion 1.5 is loaded."""
     gc.collect()
+    trim: Any = getattr(ctypes.CDLL(None), "malloc_trim", None) if sys.platform == "linux" else None
+    if trim is not None:  # not every C library has it
+        trim(0)
     torch: Any = sys.modules.get("torch")
     if torch is not None and torch.cuda.is_available():
         torch.cuda.empty_cache()

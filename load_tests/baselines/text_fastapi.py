@@ -28,6 +28,7 @@ class Order(BaseModel):
     prompt: str
     seed: int
     max_tokens: int
+    """All of them are made, as `ignore_eos` asks of the others."""
     temperature: float
     stream: bool
 
@@ -48,7 +49,12 @@ def _pieces(order: Order) -> Iterator[str]:
 
         def work() -> None:
             torch.manual_seed(order.seed)
-            how = {"do_sample": True, "temperature": order.temperature, "max_new_tokens": order.max_tokens}
+            how = {
+                "do_sample": True,
+                "temperature": order.temperature,
+                "max_new_tokens": order.max_tokens,
+                "min_new_tokens": order.max_tokens,
+            }
             made.append(model.generate(**inputs, **how, streamer=streamer))
 
         working = maker.submit(work)
