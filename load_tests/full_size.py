@@ -135,7 +135,7 @@ def bark_model(size: str, device: str = "cpu", dtype: torch.dtype = torch.float3
     return model
 
 
-def write_bark_small(folder: Path, dtype: torch.dtype = torch.float16, tokens: int = 50) -> Path:
+def write_bark_small(folder: Path, dtype: torch.dtype = torch.float16, tokens: int = 24) -> Path:
     """Bark small in the hub's layout, 0.8 GB in float16, with the embedded model's tokenizer and no voices.
 
     Random weights hardly ever end by themselves: what they say ends after `tokens` semantic tokens.
