@@ -178,13 +178,15 @@ class Bark:
         row.output.close()
 
     def warm_up(self) -> None:
-        """Says a few tokens through all stages, then sets how many tokens a step makes here."""
+        """Says a few tokens through all stages, then sets how many of them a step makes here; on a GPU it
+        records decodes first."""
         short = replace(self.rules, semantic=replace(self.rules.semantic, max_tokens=WARM_UP_TOKENS))
         prompt = torch.full((short.semantic.max_text,), short.semantic.text_pad_token)
         utterance = Utterance(short, prompt, self.voices.get(None), 0.7, 0, 0)
         while utterance.stage is not Stage.DONE:
             for commit in self._lanes.run(utterance.stage, self._lanes.banks[0], [0], [utterance]):
                 commit()
+        self._lanes.record()
         self._lanes.set_pace()
 
 

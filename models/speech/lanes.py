@@ -150,6 +150,14 @@ class Lanes:
         self.tokens[stage] = min(2 * max(1, int(STEP_S / pair_s)), MAX_TOKENS_PER_STEP)
 
     @torch.inference_mode()
+    def record(self) -> None:
+        """Records the decodes of every bank, where they are recorded."""
+        for bank in self.banks:
+            for stage, slots in ((self.semantic, bank.semantic), (self.coarse, bank.coarse)):
+                if (recording := stage.recording(slots)) is not None:
+                    recording.record_all()
+
+    @torch.inference_mode()
     def set_pace(self) -> None:
         """Measures the token-making stages with every slot in use, the best of a few."""
         bank = self.banks[0]

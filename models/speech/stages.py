@@ -11,6 +11,7 @@ import torch.nn.functional as F  # noqa: N812 (torch's own name for it)
 from torch import Tensor, nn
 
 from models.speech.generation import CoarseRules, Rules, Sampling, SemanticRules
+from models.speech.recording import Recording
 from models.speech.sampling import Temperatures, pick, pick_frames
 from models.speech.transformer import CausalTransformer, SlotBank, attend, multiply, take_layers, take_norm
 
@@ -43,6 +44,7 @@ class TokenStage:
         self.transformer = transformer
         self._heads = heads
         self._sampling = sampling
+        self._recordings: dict[SlotBank, Recording] = {}
 
     def decode(self, bank: SlotBank, turns: Sequence[Turn], count: int) -> list[list[int]]:
         """Makes `count` tokens for each of `turns`; with several heads a row's next token is of the first.
@@ -58,16 +60,28 @@ class TokenStage:
         nothing = [0.0] * count
         uniform = torch.tensor([row.uniform if row else nothing for row in rows], device=device).T
         tokens = torch.tensor([row.last_token if row else 0 for row in rows], device=device)
+        recording = self.recording(bank)
         made: list[Tensor] = []
         for turn in range(count):
             head = self._heads[turn % len(self._heads)]
-            hidden = self.transformer.decode(bank, tokens, plan, turn)
+            if recording is None:
+                hidden = self.transformer.decode(bank, tokens, plan, turn)
+            else:
+                hidden = recording.decode(tokens, plan, turn)
             tokens = pick(head.scores(hidden), temperatures, uniform[turn], self._sampling)
             if head.first_id:
                 tokens = tokens + head.first_id
             made.append(tokens)
         by_row: list[list[int]] = torch.stack(made, 1).tolist()
         return [by_row[turn.slot] for turn in turns]
+
+    def recording(self, bank: SlotBank) -> Recording | None:
+        """Of the bank's decodes; None where nothing is recorded."""
+        if self.transformer.recorder is None:
+            return None
+        if bank not in self._recordings:
+            self._recordings[bank] = Recording(self.transformer, bank, self.transformer.recorder)
+        return self._recordings[bank]
 
 
 class SemanticStage(TokenStage):

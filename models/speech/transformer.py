@@ -14,6 +14,8 @@ import torch
 import torch.nn.functional as F  # noqa: N812 (torch's own name for it)
 from torch import Tensor, nn
 
+from models.speech.recording import Recorder, cuda_graph
+
 KEY_STEP = 64
 """Keys are read in multiples of this. With whole vectors, a longer masked tail changes no bit of a row."""
 PADDING = 16
@@ -39,6 +41,15 @@ class Layer:
 def take_layers(blocks: nn.ModuleList) -> list[Layer]:
     """The weights of a `BarkModel` stage's blocks."""
     return [_take_layer(block) for block in blocks]
+
+
+def linears_of(blocks: nn.ModuleList) -> list[nn.Module]:
+    """The layers of blocks that bitsandbytes may have in their place."""
+    found: list[nn.Module] = []
+    for block in blocks:
+        each: Any = block
+        found += [each.attn.att_proj, each.attn.out_proj, each.mlp.in_proj, each.mlp.out_proj]
+    return found
 
 
 def _take_layer(block: Any) -> Layer:
@@ -108,6 +119,8 @@ class SlotBank:
         """A layer's keys, then its values: [2, slots, heads, positions, width of a head]."""
         self.flat = [memory.view(-1, width) for memory in self.memory]
         """The same by single vectors, for writing."""
+        self.key_counts = range(KEY_STEP, self.length + 1, KEY_STEP)
+        """How many positions a decode may read."""
         self._views: dict[tuple[int, int], list[tuple[Tensor, Tensor]]] = {}
 
     def read(self, slots: int, keys: int) -> list[tuple[Tensor, Tensor]]:
@@ -140,6 +153,9 @@ class CausalTransformer:
         self.head: Tensor = module.lm_head.weight
         self._layers = take_layers(module.layers)
         self._norm = take_norm(module.layernorm_final)
+        # A quantized layer may ask the device something in its forward, which cannot be recorded.
+        plain = all(type(linear) is nn.Linear for linear in linears_of(module.layers))
+        self.recorder: Recorder | None = cuda_graph if plain and self.device.type == "cuda" else None
 
     @property
     def device(self) -> torch.device:
@@ -201,12 +217,15 @@ class CausalTransformer:
             hidden = layer.after_attention(hidden, attended)
         return self._norm(hidden)
 
-    def plan(self, bank: SlotBank, places: dict[int, int], turns: int) -> DecodePlan:
-        """Prepares `turns` decodes of the slots in `places`, from the position that each maps to."""
+    def plan(self, bank: SlotBank, places: dict[int, int], turns: int, *, writes: bool = True) -> DecodePlan:
+        """Prepares `turns` decodes of the slots in `places`, from the position that each maps to.
+
+        Without `writes` what they make goes to the slots' scratch positions.
+        """
         device, limit = self.device, self.positions.shape[0] - 1
-        used = max(places) + 1
+        used = max(places) + 1 if self.recorder is None else bank.slots
         starts = torch.tensor([places.get(slot, 0) for slot in range(bank.slots)])
-        active = torch.tensor([slot in places for slot in range(bank.slots)])
+        active = torch.tensor([writes and slot in places for slot in range(bank.slots)])
         # A row that ends within the step runs on to its end for nothing, never past its slot.
         positions = (starts[None] + torch.arange(turns)[:, None]).clamp_(max=limit)
         keys = min(-(-(int(positions.max()) + 1) // KEY_STEP) * KEY_STEP, bank.length)
