@@ -56,10 +56,11 @@ def train(args: argparse.Namespace) -> Path:
             log.add(step, lora=loss.item())
             bar.set_postfix(loss=f"{loss.item():.4f}")
     log.write()
+    log.plot(title="LoRA sailor")
     folder = Path(args.loras) / "sailor"
     adapted.half().save_pretrained(str(folder))
     (folder / "README.md").unlink(missing_ok=True)  # peft's form, empty
-    print(f"{args.steps} steps in {(time.monotonic() - began) / 60:.1f} minutes, loss {loss.item():.4f}")
+    print(f"{args.steps} steps in {(time.monotonic() - began) / 60:.1f} minutes")
     return folder
 
 
