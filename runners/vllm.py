@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import asyncio
 import logging
+import os
+import subprocess
 import threading
 from typing import Any
 
@@ -27,6 +29,9 @@ BUFFERED_EVENTS = 4096
 
 _OUTCOMES = {ErrorKind.CANCELLED: Outcome.CANCELLED, ErrorKind.TIMEOUT: Outcome.LATE}
 
+_WAITING: list[subprocess.Popen[bytes]] = []
+"""Their pipes stay open while this process lives."""
+
 
 def vllm_backend(
     entries: dict[str, Entry], placement: Placement, options: Settings, metrics: EngineMetrics
@@ -38,12 +43,26 @@ def vllm_backend(
     how = VllmOptions(
         max_waiting=options.queue_size,
         gpu_memory_fraction=placement.gpu_memory_fraction or 0.9,
+        cpu_threads=max(1, placement.cpu_threads - 1),
         tensor_parallel=max(1, len(placement.cards)),
     )
+    end_together()
     try:
         return VllmBackend(VllmText(spec_of(name, entry, placement.device), how), metrics)
     except (ImportError, ValueError) as error:
         raise LoadError(f"vLLM cannot serve {name}: {error}") from error
+
+
+def end_together() -> None:
+    """Starts who ends all of this process's group once it has gone, however it went.
+
+    vLLM's engine lives on without whom it works for, and keeps a GPU's memory from the next one. The
+    supervisor makes each runner the leader of a group. That it has gone is told by a pipe that only it holds.
+    """
+    if os.getpgrp() == os.getpid():
+        wait = f"cat > /dev/null; kill -9 -{os.getpid()} 2> /dev/null"
+        command = ["/bin/sh", "-c", wait]
+        _WAITING.append(subprocess.Popen(command, stdin=subprocess.PIPE, start_new_session=True))  # noqa: S603
 
 
 class VllmBackend:

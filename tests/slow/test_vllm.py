@@ -14,6 +14,7 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
+import psutil
 import pytest
 import pytest_asyncio
 import torch
@@ -34,7 +35,7 @@ from jobs import (
 from models.protocol import ModelSpec
 from models.text.decoder import Decoder, load
 from models.text.vllm import VllmOptions, VllmText
-from tests.e2e.process import ROOT, Served, free_port
+from tests.e2e.process import Served, until
 from tests.unit.test_text_loras import write_lora
 
 pytestmark = [
@@ -284,19 +285,32 @@ for backend, route in (("openai", "completions"), ("openai-chat", "chat/completi
 """
 
 
-def test_vllms_own_benchmark_client_is_served(tmp_path: Path) -> None:
-    # The service is in the other environment: this one has vLLM, and not all that it needs.
-    command = [str(ROOT / ".venv/bin/python"), "cli.py", "serve"]
-    state = {"TRIPTYCH_STATE_DIR": str(tmp_path / "state")}
-    served = Served(command, free_port(), tmp_path / "log", **state)
+CATALOG = """
+models:
+  tiny-llama: {family: text.decoder, source: 'embedded:tiny-llama', licence: Apache-2.0}
+profiles:
+  default: {text: [tiny-llama]}
+"""
+
+
+def test_the_service_on_vllm_serves_its_benchmark_and_leaves_nothing_behind(tmp_path: Path) -> None:
+    (tmp_path / "catalog.yaml").write_text(CATALOG)
+    options = {"TRIPTYCH_PROFILE": str(tmp_path / "catalog.yaml"), "TRIPTYCH_TEXT_ENGINE": "vllm"}
+    served = Served.triptych(tmp_path / "log", **options)
     try:
         served.wait_ready()
+        assert "Text runs on vLLM" in served.log.read_text()
         ran = subprocess.run(
             [sys.executable, "-c", BENCH, served.url, str(FOLDER), str(tmp_path)],
             capture_output=True,
             text=True,
             timeout=900,
         )
+        runner = served.runner("TextRunner")
+        engine = runner.children(recursive=True)
+        assert engine
+        runner.kill()
+        until(lambda: all(map(has_ended, engine)), 30, "the end of a killed runner's engine")
     finally:
         served.stop()
     assert ran.returncode == 0, ran.stderr[-3000:]
@@ -305,3 +319,11 @@ def test_vllms_own_benchmark_client_is_served(tmp_path: Path) -> None:
         assert (told["completed"], told["failed"]) == (8, 0), told["errors"]
         assert 0 < told["total_output_tokens"] <= 8 * 16
         assert told["median_ttft_ms"] > 0
+
+
+def has_ended(process: psutil.Process) -> bool:
+    """Whether or not somebody has asked how."""
+    try:
+        return process.status() == psutil.STATUS_ZOMBIE
+    except psutil.NoSuchProcess:
+        return True
