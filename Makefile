@@ -73,8 +73,9 @@ train-text: dev  ## Train the embedded text model anew
 	$(BIN)/python -m models.training.text --install
 train-image: dev  ## Train the embedded picture model anew
 	$(BIN)/python -m models.training.image
-train-lora: dev  ## Train the style LoRAs anew
+train-lora: dev  ## Train the LoRAs anew: the styles of pictures, and the sailor of texts
 	$(BIN)/python -m models.training.lora
+	$(BIN)/python -m models.training.text_lora
 train-speech: dev  ## Train the embedded speech model anew (needs espeak-ng)
 	$(BIN)/python -m models.training.speech
 score-embedded: dev  ## Score the embedded models on held-out cases and write the tables to their cards

@@ -58,6 +58,7 @@ def train(args: argparse.Namespace) -> Path:
     log.write()
     log.plot(title="LoRA sailor")
     folder = Path(args.loras) / "sailor"
+    adapted.peft_config["default"].base_model_name_or_path = EMBEDDED.name
     adapted.half().save_pretrained(str(folder))
     (folder / "README.md").unlink(missing_ok=True)  # peft's form, empty
     print(f"{args.steps} steps in {(time.monotonic() - began) / 60:.1f} minutes")
@@ -67,7 +68,7 @@ def train(args: argparse.Namespace) -> Path:
 def main() -> None:
     """Train it."""
     parser = argparse.ArgumentParser(description=__doc__)
-    common.add_common_args(parser, steps=300, out="var/training/text-lora")
+    common.add_common_args(parser, steps=360, out="var/training/text-lora")
     parser.add_argument("--rank", type=int, default=4)
     parser.add_argument("--rows", type=int, default=4, help="rows of 512 tokens a step")
     parser.add_argument("--peak-rate", type=float, default=3e-3)

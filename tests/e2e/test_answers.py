@@ -95,6 +95,16 @@ def test_a_lora_changes_the_picture_and_an_unknown_one_is_named(client: httpx.Cl
     assert "night" in unknown.json()["error"]["message"]
 
 
+def test_a_lora_changes_the_text_and_an_unknown_one_is_named(client: httpx.Client) -> None:
+    asked = {"messages": [{"role": "user", "content": "What is a star?"}], "temperature": 0}
+    plain = client.post("/text", json=asked).json()["text"]
+    sailors = client.post("/text", json={**asked, "loras": [{"name": "sailor"}]}).json()["text"]
+    assert sailors == f"Ahoy! {plain} Arr!"
+    unknown = client.post("/text", json={**asked, "loras": [{"name": "../sailor"}]})
+    assert (unknown.status_code, unknown.json()["error"]["param"]) == (404, "loras")
+    assert "sailor" in unknown.json()["error"]["message"]
+
+
 @pytest.mark.parametrize("name", ["wav", "flac", "ogg", "mp3"])
 def test_speech_is_sound(client: httpx.Client, name: str) -> None:
     answer = client.post("/speech", json={**SENTENCE, "response_format": name})
