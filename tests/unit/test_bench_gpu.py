@@ -10,6 +10,7 @@ import pytest
 import torch
 
 from load_tests import gpu_speech
+from load_tests.full_size import BARK_SIZES
 from load_tests.gpu import measure
 from models.image.stable_diffusion import load
 from models.protocol import ModelSpec
@@ -37,7 +38,7 @@ def test_it_measures_each_batch() -> None:
 
 def test_it_measures_speech_of_fixed_length(monkeypatch: pytest.MonkeyPatch) -> None:
     size = {"hidden_size": 32, "num_layers": 1, "num_heads": 2, "bias": False}
-    monkeypatch.setitem(gpu_speech.SIZES, "tiny", size)
+    monkeypatch.setitem(BARK_SIZES, "tiny", size)
     lanes = gpu_speech.random_bark("tiny", "cpu", torch.float32, max_rows=10)
     records = gpu_speech.measure_speech("tiny", lanes, [1, 10], 20, time.perf_counter, lambda: 0.0)
     assert [record["together"] for record in records] == [1, 10]
