@@ -162,6 +162,10 @@ def _peft_alphas(name: str, path: Path) -> dict[str, Any]:
     for odd in ("use_dora", "modules_to_save", "layer_replication", "trainable_token_indices"):
         if stated.get(odd):
             raise _unusable(name, f"it has {odd}, which is no part of a plain LoRA")
+    patterns = stated.get("alpha_pattern") or {}
+    alphas = [stated.get("lora_alpha"), *(patterns.values() if isinstance(patterns, dict) else [None])]
+    if not all(isinstance(alpha, int | float) for alpha in alphas):
+        raise _unusable(name, "its adapter_config.json has no alpha, or one that is no number")
     return stated
 
 

@@ -165,7 +165,14 @@ def test_a_name_that_is_not_there_is_told_with_those_that_are(model: Decoder, na
 
 def test_what_is_no_plain_lora_of_this_model_is_refused(model: Decoder, loras: Path) -> None:
     config = json.loads((loras / "small" / "adapter_config.json").read_text())
-    for odd in ({"use_dora": True}, {"peft_type": "IA3"}, {"modules_to_save": ["lm_head"]}):
+    for odd in (
+        {"use_dora": True},
+        {"peft_type": "IA3"},
+        {"modules_to_save": ["lm_head"]},
+        {"lora_alpha": "much"},
+        {"alpha_pattern": [1]},
+        {"alpha_pattern": {"q_proj": None}},
+    ):
         shutil.copytree(loras / "small", loras / "odd")
         (loras / "odd" / "adapter_config.json").write_text(json.dumps(config | odd))
         with pytest.raises(JobError, match="'odd' cannot be used") as failed:
