@@ -78,16 +78,31 @@ def _whole_call(folder: Path) -> Memory:
 
 
 def _speech(folder: Path) -> Memory:
-    config = _config(folder / "config.json")
-    stages = [config["semantic_config"], config["coarse_acoustics_config"]]
-    blocks = [*stages, config["fine_acoustics_config"]]
+    config, generation = _config(folder / "config.json"), _config(folder / "generation_config.json")
+    semantic, coarse = config["semantic_config"], config["coarse_acoustics_config"]
+    # What the stages write and read at most, where the checkpoint does not say what Bark does.
+    says, codes = generation.get("semantic_config", {}), generation.get("coarse_acoustics_config", {})
+    lengths = {
+        "semantic_config": says.get("max_input_semantic_length", 256) + says.get("max_new_tokens", 768),
+        "coarse_acoustics_config": codes.get("max_coarse_input_length", 256)
+        + codes.get("max_coarse_history", 630)
+        + codes.get("sliding_window_len", 60),
+    }
+    kept = {name: min(length, config[name]["block_size"]) for name, length in lengths.items()}
+    values = sum(
+        2 * config[name]["num_layers"] * config[name]["hidden_size"] * count for name, count in kept.items()
+    )
+    context = max(kept.values())
     return Memory(
         parameters=_count(_weights(folder)),
         # Of attention four widths times width, of the two layers behind it eight.
-        quantizable=sum(12 * stage["num_layers"] * stage["hidden_size"] ** 2 for stage in blocks),
-        # Both stages keep a cache; theirs are of nearly the same length.
-        cache_values_per_token=sum(2 * stage["num_layers"] * stage["hidden_size"] for stage in stages),
-        context=max(stage["block_size"] for stage in stages),
+        quantizable=sum(
+            12 * stage["num_layers"] * stage["hidden_size"] ** 2
+            for stage in (semantic, coarse, config["fine_acoustics_config"])
+        ),
+        # Each stage keeps a cache of its own length: counted as if both had the longer one's.
+        cache_values_per_token=round(values / context),
+        context=context,
         cache_rows=CPU_ROWS,
     )
 

@@ -55,3 +55,12 @@ def test_it_speaks_in_fewer_bits(quantization: str) -> None:
 def test_the_plan_knows_what_shrinks() -> None:
     memory = measure(FOLDER, "speech.bark")
     assert 0 < memory.quantizable < memory.parameters
+
+
+def test_the_plan_knows_how_long_the_stages_caches_are() -> None:
+    """Each its own length: that of the semantic stage follows from how much the checkpoint may say."""
+    memory = measure(FOLDER, "speech.bark")
+    lanes = loaded(None)._lanes  # pyright: ignore[reportPrivateUsage]
+    kept = [layer for bank in lanes.banks for stage in (bank.semantic, bank.coarse) for layer in stage.memory]
+    predicted = memory.cache_rows * memory.context * memory.cache_values_per_token
+    assert sum(layer.numel() for layer in kept) == pytest.approx(predicted, rel=0.2)  # whole key steps
