@@ -5,48 +5,38 @@ A caller's string is only ever looked up in that list; it never becomes part of 
 
 from __future__ import annotations
 
-import io
 import json
 import os
 import re
 import threading
-import zipfile
-import zlib
-from collections.abc import Callable, Mapping
+from collections.abc import Callable
 from dataclasses import dataclass, replace
+from functools import partial
 from pathlib import Path
 from typing import Any, cast
 
 import numpy as np
 import torch
 from numpy.typing import NDArray
-from safetensors import SafetensorError
-from safetensors.numpy import load
 from torch import Tensor
 
 from jobs import ErrorKind, JobError
 from models.speech.generation import Rules
 from models.speech.language import voice_language
+from models.speech.presets import PARTS, SUFFIXES, Arrays, PresetError, read_file, read_files, read_preset
 
 PRESETS_FILE = "speaker_embeddings_path.json"
 """The hub's list of a checkpoint's voices: a name to the paths of its three arrays."""
 VOICES_FOLDER = "voices"
 """Beside it, presets of one file each: `<name>.npz` or `<name>.safetensors`."""
-PARTS = ("semantic_prompt", "coarse_prompt", "fine_prompt")
 FAVOURITE = "v2/en_speaker_6"
 """The default voice of a checkpoint that lists it (the hub's list begins with German ones)."""
-MAX_FILE_BYTES = 4 << 20
-"""The hub's largest array has 60 kB."""
+MAX_LENGTH = 1 << 13
+"""Tokens of a part along its longer side: ten times what Bark says in one go."""
 NAMES_SHOWN = 20
 OWN = "your own"
 """The name of a voice that came with its request."""
 _NAME = re.compile(r"[\w][\w.-]*(?:/[\w][\w.-]*)*", re.ASCII)
-
-Arrays = Mapping[str, NDArray[Any]]
-
-
-class _PresetError(ValueError):
-    """What is wrong with a preset, in words that a caller may read."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -84,11 +74,10 @@ class Voices:
         self._kept: dict[str, Voice] = {}
         self._lock = threading.Lock()
         for name, paths in _listed_presets(folder).items():
-            self._readers[name] = lambda paths=paths: {part: _read_npy(paths[part]) for part in PARTS}
+            self._readers[name] = partial(read_files, paths)
         for path in sorted((folder / VOICES_FOLDER).glob("*")):
-            if path.suffix in _FILE_READERS and _NAME.fullmatch(path.stem):
-                read = _FILE_READERS[path.suffix]
-                self._readers[path.stem] = lambda path=path, read=read: read(_bytes_of(path))
+            if path.suffix in SUFFIXES and _NAME.fullmatch(path.stem):
+                self._readers[path.stem] = partial(read_file, path)
 
     @property
     def names(self) -> list[str]:
@@ -131,12 +120,10 @@ class Voices:
         Raises:
             JobError: it is too large, or not a preset of this checkpoint; the message says what is wrong.
         """
-        read = _read_npz if data.startswith(b"PK") else _read_safetensors
         try:
-            return replace(check_voice(OWN, read(data), self._rules), language=language)
-        except (OSError, ValueError, KeyError, EOFError, MemoryError, OverflowError) as error:
-            known = str(error) if isinstance(error, _PresetError) else "it cannot be read"
-            message = f"`voice_file` is not a preset of this model: {known}."
+            return replace(check_voice(OWN, read_preset(data), self._rules), language=language)
+        except PresetError as error:
+            message = f"`voice_file` is not a preset of this model: {error}."
             raise JobError(ErrorKind.INVALID, message, param="voice_file", code="bad_voice_file") from error
 
     def get(self, name: str | None) -> Voice | None:
@@ -173,16 +160,15 @@ def check_voice(name: str, arrays: Arrays, rules: Rules) -> Voice:
     """A voice from its arrays as they were read.
 
     Raises:
-        ValueError: a part is missing, or has a wrong type, shape or range; the message names it.
+        PresetError: a part is missing, or has a wrong type, shape or range; the message names it.
     """
     semantic, coarse, fine = (_check_part(arrays, part) for part in PARTS)
-    frames = fine.shape[-1]
+    codebooks = {"coarse_prompt": rules.coarse.codebooks, "fine_prompt": rules.fine.codebooks}
     shapes = {
         "semantic_prompt": semantic.ndim == 1 and semantic.size >= 2,
-        "coarse_prompt": coarse.shape == (rules.coarse.codebooks, frames) or coarse.ndim == 2,
-        "fine_prompt": fine.ndim == 2 and fine.shape[0] == rules.fine.codebooks and frames >= 1,
+        "coarse_prompt": coarse.ndim == 2 and len(coarse) == codebooks["coarse_prompt"] and coarse.size > 0,
+        "fine_prompt": fine.ndim == 2 and len(fine) == codebooks["fine_prompt"] and fine.size > 0,
     }
-    shapes["coarse_prompt"] &= coarse.shape[0] == rules.coarse.codebooks and coarse.size >= 2
     ranges = {
         "semantic_prompt": (semantic, rules.semantic.vocab_size),
         "coarse_prompt": (coarse, rules.codebook_size),
@@ -190,19 +176,21 @@ def check_voice(name: str, arrays: Arrays, rules: Rules) -> Voice:
     }
     for part in PARTS:
         if not shapes[part]:
-            raise _PresetError(f"{part} has a wrong shape")
+            raise PresetError(f"{part} has a wrong shape")
+        if (length := max(arrays[part].shape)) > MAX_LENGTH:
+            raise PresetError(f"{part} has {length} tokens; at most {MAX_LENGTH} are read")
         tokens, limit = ranges[part]
         if tokens.min() < 0 or tokens.max() >= limit:
-            raise _PresetError(f"{part} has a token that is not from 0 to {limit - 1}")
+            raise PresetError(f"{part} has a token that is not from 0 to {limit - 1}")
     parts = [torch.from_numpy(tokens.astype(np.int64)) for tokens in (semantic, coarse, fine)]
     return Voice(name, parts[0], parts[1], parts[2])
 
 
 def _check_part(arrays: Arrays, part: str) -> NDArray[Any]:
     if part not in arrays:
-        raise _PresetError(f"{part} is missing")
+        raise PresetError(f"{part} is missing")
     if arrays[part].dtype.kind not in "iu":
-        raise _PresetError(f"{part} must be an array of whole numbers")
+        raise PresetError(f"{part} must be an array of whole numbers")
     return arrays[part]
 
 
@@ -229,43 +217,3 @@ def _inside(folder: Path, relative: object) -> Path:
     if not isinstance(relative, str) or not path.is_relative_to(os.path.normpath(folder)):
         raise ValueError(f"{PRESETS_FILE} names a file that is not in the model's folder")
     return path
-
-
-def _check_size(size: int) -> None:
-    if size > MAX_FILE_BYTES:
-        raise _PresetError(f"it has {size} bytes, more than the {MAX_FILE_BYTES} of any voice")
-
-
-def _read_npy(path: Path) -> NDArray[Any]:
-    _check_size(path.stat().st_size)
-    return np.load(path, allow_pickle=False)
-
-
-def _read_npz(data: bytes) -> Arrays:
-    _check_size(len(data))
-    try:
-        with zipfile.ZipFile(io.BytesIO(data)) as archive:
-            _check_size(sum(entry.file_size for entry in archive.infolist()))
-        with np.load(io.BytesIO(data), allow_pickle=False) as arrays:
-            return {part: arrays[part] for part in PARTS if part in arrays}
-    except (zipfile.BadZipFile, zlib.error, NotImplementedError, RuntimeError) as error:
-        raise _PresetError("it is not an .npz file") from error
-
-
-def _read_safetensors(data: bytes) -> Arrays:
-    _check_size(len(data))
-    try:
-        return load(data)
-    except SafetensorError as error:
-        raise _PresetError("it is neither an .npz nor a .safetensors file") from error
-
-
-def _bytes_of(path: Path) -> bytes:
-    _check_size(path.stat().st_size)
-    return path.read_bytes()
-
-
-_FILE_READERS: dict[str, Callable[[bytes], Arrays]] = {
-    ".npz": _read_npz,
-    ".safetensors": _read_safetensors,
-}

@@ -105,7 +105,7 @@ class Prompter:
                 tokenize=False,
                 add_generation_prompt=True,
             )
-        except (jinja2.TemplateError, TypeError, RecursionError) as error:
+        except (jinja2.TemplateError, TypeError) as error:
             message = (
                 f"The chat template of {self._model} does not take these messages (their roles or order)."
             )
@@ -185,7 +185,7 @@ def _as_template_reads(message: Message) -> dict[str, Any]:
 def _arguments(text: str) -> Any:
     try:
         return json.loads(text)
-    except (ValueError, RecursionError):
+    except ValueError:
         message = "The arguments of a tool call must be JSON."
         raise _invalid(message, param="messages", code="bad_arguments") from None
 

@@ -2,20 +2,25 @@
 
 from __future__ import annotations
 
+import io
 import json
 import pickle
+import struct
+import tracemalloc
 import zipfile
 from pathlib import Path
+from random import Random
 from typing import Any
 
 import numpy as np
 import pytest
-from safetensors.numpy import save_file
+from safetensors.numpy import save, save_file
 from transformers import BarkConfig, GenerationConfig
 
 from jobs import ErrorKind, JobError
 from models.speech.generation import Rules, read_rules
-from models.speech.voices import FAVOURITE, MAX_FILE_BYTES, PARTS, Voices, check_voice
+from models.speech.presets import MAX_FILE_BYTES
+from models.speech.voices import FAVOURITE, MAX_LENGTH, PARTS, Voices, check_voice
 
 Arrays = dict[str, Any]
 
@@ -171,9 +176,15 @@ def test_a_damaged_safetensors_file_is_one_voices_error(tmp_path: Path, rules: R
         ("coarse_prompt", np.zeros((3, 30), int)),
         ("coarse_prompt", np.zeros(30, int)),
         ("coarse_prompt", np.full((2, 30), 1024)),
+        ("coarse_prompt", np.array(3)),
+        ("coarse_prompt", np.zeros((2, 0), int)),
+        ("coarse_prompt", np.zeros((2, MAX_LENGTH + 1), int)),
+        ("coarse_prompt", np.full((2, 30), np.nan)),
         ("fine_prompt", np.zeros((4, 30), int)),
         ("fine_prompt", np.zeros((8, 0), int)),
         ("fine_prompt", np.array("text")),
+        ("fine_prompt", np.array(3)),
+        ("fine_prompt", np.full((8, 30), 2**64 - 1, np.uint64)),
     ],
 )
 def test_wrong_arrays_are_refused_by_name(rules: Rules, part: str, array: Any) -> None:
@@ -184,3 +195,88 @@ def test_wrong_arrays_are_refused_by_name(rules: Rules, part: str, array: Any) -
         arrays[part] = array
     with pytest.raises(ValueError, match=part):
         check_voice("ann", arrays, rules)
+
+
+def npz(members: dict[str, bytes], compression: int = zipfile.ZIP_STORED) -> bytes:
+    file = io.BytesIO()
+    with zipfile.ZipFile(file, "w", compression) as archive:
+        for name, data in members.items():
+            archive.writestr(name, data)
+    return file.getvalue()
+
+
+def npy(header: str) -> bytes:
+    """The head of an array in numpy's format, version 1, as a stranger may write it."""
+    return b"\x93NUMPY\x01\x00" + struct.pack("<H", len(header)) + header.encode("latin-1")
+
+
+LAYOUT = "{'descr': '<i8', 'fortran_order': False, 'shape': (SHAPE,), }"
+TENSOR = b'{"semantic_prompt":{"dtype":"TYPE","shape":[SHAPE],"data_offsets":[0,END]}}'
+
+
+def safetensors(dtype: bytes, shape: bytes, size: int) -> bytes:
+    head = TENSOR.replace(b"TYPE", dtype).replace(b"SHAPE", shape).replace(b"END", b"%d" % size)
+    return struct.pack("<Q", len(head)) + head + bytes(size)
+
+
+HOSTILE = {
+    "no zip": b"PK\x03\x04 never",
+    "no members": npz({}),
+    "no array": npz({"semantic_prompt.npy": b"hello"}),
+    "a terabyte": npz({"semantic_prompt.npy": npy(LAYOUT.replace("SHAPE", str(10**12)))}),
+    "a length that wraps": npz({"semantic_prompt.npy": npy(LAYOUT.replace("SHAPE", "2**32, 2**32"))}),
+    "a truth for a length": npz({"semantic_prompt.npy": npy(LAYOUT.replace("SHAPE", "True")) + bytes(8)}),
+    "objects": npz({"semantic_prompt.npy": npy(LAYOUT.replace("<i8", "|O").replace("SHAPE", "1"))}),
+    "an unhashable key": npz({"semantic_prompt.npy": npy("{[]: 1}")}),
+    "a head without an end": npz({"semantic_prompt.npy": npy("{'descr': (")}),
+    "a head that nests": npz({"semantic_prompt.npy": npy("(" * 9000)}),
+    "a bomb": npz({"semantic_prompt.npy": bytes(64 << 20)}, zipfile.ZIP_DEFLATED),
+    "a type that numpy has not": safetensors(b"BF16", b"1", 2),
+    "a shape that numpy has not": safetensors(b"U8", b",".join([b"1"] * 99), 1),
+    "a shape of nothing": safetensors(b"I64", b"0,%d" % 2**62, 0),
+}
+
+
+@pytest.mark.parametrize("kind", HOSTILE)
+def test_a_hostile_upload_is_the_callers_error(tmp_path: Path, rules: Rules, kind: str) -> None:
+    with pytest.raises(JobError) as refused:
+        Voices(tmp_path, rules).of_file(HOSTILE[kind], "en")
+    assert (refused.value.kind, refused.value.param) == (ErrorKind.INVALID, "voice_file")
+    assert refused.value.code == "bad_voice_file"
+
+
+@pytest.mark.parametrize("kind", [zipfile.ZIP_DEFLATED, zipfile.ZIP_BZIP2, zipfile.ZIP_LZMA])
+def test_a_file_that_lies_about_its_size_takes_no_memory(tmp_path: Path, rules: Rules, kind: int) -> None:
+    data = bytearray(npz({"semantic_prompt.npy": bytes(256 << 20)}, kind))
+    assert len(data) < MAX_FILE_BYTES
+    listed = data.index(b"PK\x01\x02")
+    for place in (22, listed + 24):  # its size, which the list of members repeats
+        data[place : place + 4] = struct.pack("<I", 100)
+    tracemalloc.start()
+    with pytest.raises(JobError, match=r"compressed otherwise|not an \.npz") as refused:
+        Voices(tmp_path, rules).of_file(bytes(data), "en")
+    peak = tracemalloc.get_traced_memory()[1]
+    tracemalloc.stop()
+    assert refused.value.param == "voice_file"
+    assert peak < 4 * MAX_FILE_BYTES
+
+
+def test_ten_thousand_damaged_uploads_are_refused_or_read(tmp_path: Path, rules: Rules) -> None:
+    voices, random = Voices(tmp_path, rules), Random(4)
+    file = io.BytesIO()
+    np.savez(file, **make_arrays())
+    with zipfile.ZipFile(file) as archive:
+        members = {name: archive.read(name) for name in archive.namelist()}
+    kinds = (zipfile.ZIP_STORED, zipfile.ZIP_DEFLATED)
+    sources = [save(make_arrays()), *(npz(members, kind) for kind in kinds)]
+    refused = 0
+    for _ in range(10_000):
+        data = bytearray(random.choice(sources))
+        for _ in range(random.choice((1, 2, 10))):
+            data[random.randrange(len(data))] = random.randrange(256)
+        end = random.choice((len(data), random.randrange(len(data))))
+        try:
+            voices.of_file(bytes(data[:end]), "en")
+        except JobError as error:
+            refused += error.kind is ErrorKind.INVALID
+    assert refused > 5000
