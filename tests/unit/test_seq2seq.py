@@ -142,17 +142,17 @@ def test_the_plan_knows_what_shrinks(wide: Path) -> None:
 
 
 @pytest.mark.parametrize(
-    ("fields", "code"),
+    ("fields", "param", "code"),
     [
-        ({"messages": (Message(role="user", content="hi"),)}, "no_chat_template"),
-        ({"prompt": "x" * 600}, "context_length_exceeded"),
-        ({"prompt": "x", "max_tokens": 257}, "context_length_exceeded"),
+        ({"messages": (Message(role="user", content="hi"),)}, "messages", "no_chat_template"),
+        ({"prompt": "x" * 600}, "prompt", "context_length_exceeded"),
+        ({"prompt": "x", "max_tokens": 257}, "max_tokens", "context_length_exceeded"),
     ],
 )
-def test_what_does_not_fit_is_refused(model: Seq2Seq, fields: dict[str, Any], code: str) -> None:
+def test_what_does_not_fit_is_refused(model: Seq2Seq, fields: dict[str, Any], param: str, code: str) -> None:
     with pytest.raises(JobError) as refused:
         model.prepare(job(**fields))
-    assert refused.value.code == code
+    assert (refused.value.param, refused.value.code) == (param, code)
     assert model.prepare(job("x", max_tokens=256)).max_tokens == 256
 
 
