@@ -9,6 +9,7 @@ import asyncio
 import logging
 import os
 import threading
+import time
 from collections.abc import AsyncGenerator, AsyncIterable
 from typing import Any, Literal, Protocol, TypedDict
 
@@ -41,12 +42,17 @@ SERVICE: Any = {
 
 CRASHED = 70  # EX_SOFTWARE
 BEAT_S = 1.0
+LOOK_AGAIN_S = 10.0
+"""How often a runner looks for files that are not here."""
 
 
 class RunnerState(TypedDict):
     state: Literal["loading", "ready", "down"]
     why: str
     models: list[str]
+
+
+_LOADING: RunnerState = {"state": "loading", "why": "its models are being loaded", "models": []}
 
 
 class Backend(Protocol):
@@ -65,10 +71,11 @@ class Runner:
     modality: Modality
     replica: int = 0
     """Which of several processes on this machine; each is a service of its own (`replica_of`)."""
+    look_again_s: float = LOOK_AGAIN_S
 
     def __init__(self) -> None:
         self._backend: Backend | None = None
-        self._state: RunnerState = {"state": "loading", "why": "its models are being loaded", "models": []}
+        self._state: RunnerState = _LOADING
         threading.Thread(target=self._load, name="load", daemon=True).start()
 
     def build(self, entries: dict[str, Entry], placement: Placement, options: Settings) -> Backend:
@@ -144,6 +151,7 @@ class Runner:
             if not entries:
                 self._down(f"the profile {options.profile} has no {self.modality} model")
                 return
+            self._wait_for_files(entries)
             placement = place(self.modality, options, replica=self.replica)
             use_own_cards(placement)
             watch_gpu_memory()
@@ -164,6 +172,31 @@ class Runner:
             self._backend = backend
             self._state = {"state": "ready", "why": "", "models": list(entries)}
             log.info("The %s runner is ready: %s on %s", self.modality, ", ".join(entries), placement.device)
+
+    def _wait_for_files(self, entries: dict[str, Entry]) -> None:
+        """Returns when all models that are wanted at the start are on this machine; says so while one is not.
+
+        Another process may be fetching them onto this volume, and a hub may be reached later.
+        """
+        from models.loading import LoadError
+        from models.sources import find_folder
+
+        whole = True
+        while True:
+            try:
+                for entry in entries.values():
+                    if entry.load == "start":
+                        find_folder(entry.source, entry)
+            except LoadError as error:
+                whole = False
+                if self._state["why"] != str(error):
+                    self._down(str(error))
+            else:
+                if whole:
+                    break
+                whole = True  # what has just come may not be all of it yet: looked at once more
+            time.sleep(self.look_again_s)
+        self._state = _LOADING
 
     def _down(self, why: str) -> None:
         log.error("The %s runner is down: %s", self.modality, why)

@@ -36,15 +36,11 @@ class TextRunner(Runner):
         super().__init__()
 
     def build(self, entries: dict[str, Entry], placement: Placement, options: Settings) -> Backend:
-        from models.sources import find_folder
         from runners.metrics import EngineMetrics
         from runners.stepping import engine_over, loaded_models
 
         texts = {name: entry for name, entry in entries.items() if entry.job_kind == "text"}
         others = {name: entry for name, entry in entries.items() if name not in texts}
-        for entry in texts.values():
-            if entry.load == "start":
-                find_folder(entry.source, entry)  # its files say which engine it runs on
         obstacle = vllm_obstacle(texts, placement.device, options) if texts else "no model writes texts"
         models = loaded_models(entries if obstacle else others, placement, options)
         metrics = EngineMetrics(self.modality, replica=placement.replica)

@@ -109,7 +109,7 @@ class Prompter:
                 tokenize=False,
                 add_generation_prompt=True,
             )
-        except (jinja2.TemplateError, TypeError) as error:
+        except (jinja2.TemplateError, TypeError, RecursionError) as error:
             message = (
                 f"The chat template of {self._model} does not take these messages (their roles or order)."
             )
@@ -192,7 +192,7 @@ def _as_template_reads(message: Message) -> dict[str, Any]:
 def _arguments(text: str) -> Any:
     try:
         return json.loads(text)
-    except ValueError:
+    except (ValueError, RecursionError):
         message = "The arguments of a tool call must be JSON."
         raise _invalid(message, param="messages", code="bad_arguments") from None
 

@@ -1,11 +1,13 @@
 """Text that must be JSON of a schema, match an expression, or follow a grammar: by llguidance, as in vLLM.
 
 A grammar is compiled beside the steps, when a row is prepared; a step then asks which tokens may come.
+Callers' grammars may be hostile: what compiling one may cost is bounded (`models.text.grammar_trial`).
 """
 
 from __future__ import annotations
 
 import json
+import re
 import threading
 from collections.abc import Sequence
 from typing import Any
@@ -17,9 +19,14 @@ from llguidance.numpy import allocate_token_bitmask, fill_next_token_bitmask
 from torch import Tensor
 
 from jobs import Constraint, ErrorKind, JobError
+from models.text.grammar_trial import GrammarTrials
 
 SPACING = {"whitespace_flexible": False, "item_separator": ", ", "key_separator": ": "}
 """JSON on one line, as most models have read it. Left free, a model may write blanks to its last token."""
+
+_MANY_TIMES = re.compile(r"\{(?:\d*,)?0*[1-9]\d{4,}")
+"""`x{n}` of 10,000 and more: finding out which tokens may come would take as long as a step."""
+_TRIALS = GrammarTrials()
 
 
 class Grammars:
@@ -35,12 +42,12 @@ class Grammars:
 
     def matcher(self, constraint: Constraint) -> Matcher:
         """Raises `JobError` for a schema, an expression or a grammar that cannot be followed."""
-        grammar = compiled(constraint)
+        grammar = checked(constraint)
         tokenizer = self._wrapped()
         matcher = llguidance.LLMatcher(tokenizer, grammar, log_level=0)
         if matcher.is_error():
             raise refused(constraint)
-        return Matcher(matcher, tokenizer.vocab_size, frozenset(self._end_tokens))
+        return Matcher(matcher, tokenizer.vocab_size, frozenset(self._end_tokens), refused(constraint))
 
     def _wrapped(self) -> llguidance.LLTokenizer:
         with self._lock:
@@ -54,10 +61,17 @@ class Grammars:
 class Matcher:
     """Where one row's text is in its grammar. `allowed` may be asked again; only `take` moves on."""
 
-    def __init__(self, matcher: llguidance.LLMatcher, vocabulary: int, end_tokens: frozenset[int]) -> None:
+    def __init__(
+        self,
+        matcher: llguidance.LLMatcher,
+        vocabulary: int,
+        end_tokens: frozenset[int],
+        refusal: JobError,
+    ) -> None:
         self._matcher = matcher
         self._bits = allocate_token_bitmask(1, vocabulary)
         self._end_tokens = end_tokens
+        self._refusal = refusal
 
     def allowed(self) -> Tensor:
         """Which tokens may come next, a bit each: [words of 32 tokens], int32. At the end only end tokens."""
@@ -65,11 +79,13 @@ class Matcher:
         return torch.from_numpy(self._bits[0])
 
     def take(self, token: int) -> None:
-        """Raises `RuntimeError` for a token that was not allowed: a bug, not a caller's mistake."""
-        if token in self._end_tokens or self._matcher.is_stopped():
-            return
-        if not self._matcher.consume_token(token):
-            raise RuntimeError("a token outside the grammar was chosen")
+        if token not in self._end_tokens and not self._matcher.is_stopped():
+            self._matcher.consume_token(token)
+
+    @property
+    def failure(self) -> JobError | None:
+        """Why it cannot go on, once it cannot: a grammar may be too large for a place within its text."""
+        return self._refusal if self._matcher.is_error() else None
 
     @property
     def ended(self) -> bool:
@@ -77,19 +93,20 @@ class Matcher:
         return self._matcher.is_stopped()
 
 
-def compiled(constraint: Constraint) -> str:
-    """The constraint in llguidance's own form. Raises `JobError` for JSON that is none."""
+def checked(constraint: Constraint) -> str:
+    """The constraint in llguidance's own form. Raises `JobError` for what cannot be followed."""
+    grammar = _compiled(constraint)
+    if _MANY_TIMES.search(constraint.value) or not _TRIALS.passes(grammar):
+        raise refused(constraint)
+    return grammar
+
+
+def _compiled(constraint: Constraint) -> str:
     if constraint.kind == "regex":
         return llguidance.LLMatcher.grammar_from_regex(constraint.value)
     if constraint.kind == "grammar":
         return llguidance.LLMatcher.grammar_from_lark(constraint.value)
     return llguidance.LLMatcher.grammar_from_json_schema(bounded_schema(constraint))
-
-
-def checked(constraint: Constraint) -> None:
-    """Raises `JobError` for what cannot be followed, without a tokenizer."""
-    if llguidance.LLMatcher.validate_grammar(compiled(constraint)):
-        raise refused(constraint)
 
 
 def bounded_schema(constraint: Constraint) -> str:

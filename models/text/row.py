@@ -115,6 +115,9 @@ def take(row: Row, chosen: Chosen, end_tokens: frozenset[int]) -> Sequence[Event
     row.past.text[token] += 1
     if row.matcher is not None:
         row.matcher.take(token)
+        if row.matcher.failure:  # raised by `text_result`: here it would take its neighbours' events along
+            row.finish_reason = "stop"
+            return ()
     fresh = ""
     if token in end_tokens and not row.job.ignore_eos:
         row.finish_reason = "stop"
@@ -147,6 +150,9 @@ def _shown(row: Row, fresh: str) -> Sequence[Event]:
 
 
 def text_result(model: str, row: Row) -> TextResult:
+    """Raises `JobError` for a text that could not go on in its grammar."""
+    if row.matcher is not None and row.matcher.failure:
+        raise row.matcher.failure
     reason = row.finish_reason or "length"
     return TextResult(
         model=model,

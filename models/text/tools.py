@@ -112,23 +112,26 @@ class CallFinder:
 
 
 def _calls(form: ToolFormat, text: str) -> list[ToolCall]:
+    """All calls of a text; none when a part of it is no call."""
     pattern = re.escape(form.begin) + r"(.*?)" + (f"(?:{re.escape(form.end)}|$)" if form.end else "$")
-    found: list[ToolCall] = []
-    for piece in filter(str.strip, re.findall(pattern, text, re.DOTALL)):
-        try:
-            said = json.loads(piece)
-        except ValueError:
-            return []
-        for call in said if isinstance(said, list) else [said]:
-            arguments = call.get(form.arguments) if isinstance(call, dict) else None
-            if not isinstance(arguments, dict) or not isinstance(call.get("name"), str):
-                return []
-            found.append(
-                ToolCall(
-                    id=f"call_{uuid.uuid4().hex[:24]}", name=call["name"], arguments=json.dumps(arguments)
-                )
-            )
-    return found
+    pieces = filter(str.strip, re.findall(pattern, text, re.DOTALL))
+    try:
+        said = [call for piece in pieces for call in _listed(json.loads(piece))]
+        return [_call(form, each) for each in said]
+    except (ValueError, RecursionError):  # a text may open ten thousand brackets
+        return []
+
+
+def _listed(said: Any) -> list[Any]:
+    return said if isinstance(said, list) else [said]
+
+
+def _call(form: ToolFormat, said: Any) -> ToolCall:
+    """Raises `ValueError` for what is no call."""
+    arguments = said.get(form.arguments) if isinstance(said, dict) else None
+    if not isinstance(arguments, dict) or not isinstance(said.get("name"), str):
+        raise ValueError("no call")
+    return ToolCall(id=f"call_{uuid.uuid4().hex[:24]}", name=said["name"], arguments=json.dumps(arguments))
 
 
 def _overlap(text: str, begin: str) -> int:

@@ -11,6 +11,7 @@ import kubernetes_validate
 import pytest
 import yaml
 
+from commands.supervisor import STOP_S
 from settings import PREFIX, Settings
 from tests.e2e.process import ROOT
 
@@ -75,11 +76,40 @@ def test_what_each_overlay_starts() -> None:
     apart = {"triptych-gateway", "triptych-text", "triptych-image", "triptych-speech"}
     assert names == {"cpu": apart, "one-gpu": {"triptych-gateway"}, "scaled": apart}
     scaled = of_kind(built("scaled"), "Deployment")
-    assert scaled["triptych-gateway"]["spec"]["replicas"] == 2
+    for deployment in scaled.values():
+        assert "replicas" not in deployment["spec"], "an `apply` would set back what the autoscalers chose"
     for name in apart - {"triptych-gateway"}:
         (runner,) = scaled[name]["spec"]["template"]["spec"]["containers"]
         assert runner["resources"]["limits"]["nvidia.com/gpu"] == "1"
     assert set(of_kind(built("scaled"), "ScaledObject")) == apart - {"triptych-gateway"}
+
+
+@needs_kustomize
+def test_scaled_gateways_reach_their_database_and_are_never_one() -> None:
+    policy = of_kind(built("scaled"), "NetworkPolicy")["triptych-gateway"]["spec"]
+    assert [{"port": 5432}] in [rule["ports"] for rule in policy["egress"]]
+    scaler = of_kind(built("scaled"), "HorizontalPodAutoscaler")["triptych-gateway"]["spec"]
+    assert scaler["minReplicas"] == 2
+
+
+@needs_kustomize
+@pytest.mark.parametrize("overlay", OVERLAYS)
+def test_no_pod_is_told_of_services_by_variables(overlay: str) -> None:
+    """Of the Service `triptych` they would be TRIPTYCH_PORT=tcp://... and more, which are no settings."""
+    pods = [each for each in built(overlay) if each["kind"] in ("Deployment", "Job")]
+    assert pods
+    for pod in pods:
+        assert pod["spec"]["template"]["spec"]["enableServiceLinks"] is False, pod["metadata"]["name"]
+
+
+def test_a_pod_has_the_time_that_its_end_takes() -> None:
+    (map_of,) = yaml.safe_load((KUBERNETES / "base" / "kustomization.yaml").read_text())["configMapGenerator"]
+    drain_s = float(dict(each.split("=") for each in map_of["literals"])["TRIPTYCH_DRAIN_S"])
+    (gateway,) = of_kind(base("gateway.yaml"), "Deployment").values()
+    pod = gateway["spec"]["template"]["spec"]
+    script = pod["containers"][0]["lifecycle"]["preStop"]["exec"]["command"][-1]
+    wait_s = int(script.removeprefix("sleep ").partition(";")[0])
+    assert wait_s + drain_s + STOP_S < pod["terminationGracePeriodSeconds"]
 
 
 def base(file: str) -> list[Document]:

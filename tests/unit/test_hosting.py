@@ -4,8 +4,11 @@ from __future__ import annotations
 
 import asyncio
 import threading
+from pathlib import Path
 from typing import Any
 
+import pytest
+import yaml
 from prometheus_client import CollectorRegistry
 
 from jobs import Done, ErrorKind, Failed, Job, TextDelta, TextJob, decode_event, encode_job
@@ -15,7 +18,7 @@ from runners.engine import Engine
 from runners.hosting import Backend, Runner
 from runners.metrics import EngineMetrics
 from runners.placement import Placement
-from settings import Settings
+from settings import Settings, settings
 from tests.unit.fake_model import FakeModel
 
 
@@ -82,6 +85,29 @@ async def test_a_model_that_cannot_be_loaded_leaves_it_down_and_says_why() -> No
     assert isinstance(refused, Failed)
     assert refused.error is ErrorKind.UNAVAILABLE
     assert "folder" not in refused.message
+
+
+async def test_it_comes_up_by_itself_once_its_files_are_there(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Another process, such as a cluster's Job, may still be fetching them."""
+    catalog = tmp_path / "mine.yaml"
+    entry = {"family": "text.decoder", "source": f"folder:{tmp_path}/late", "licence": "MIT"}
+    catalog.write_text(
+        yaml.safe_dump({"models": {"late": entry}, "profiles": {"default": {"text": ["late"]}}})
+    )
+    monkeypatch.setenv("TRIPTYCH_PROFILE", str(catalog))
+    monkeypatch.setattr(CountingRunner, "look_again_s", 0.01)
+    settings.cache_clear()
+    try:
+        runner = CountingRunner()
+        runner.may_load.set()
+        assert "late" in (await state_of(runner, "down"))["why"]
+        (tmp_path / "late").mkdir()
+        assert (await state_of(runner, "ready"))["models"] == ["late"]
+        await asyncio.to_thread(runner.stop)
+    finally:
+        settings.cache_clear()
 
 
 async def test_a_job_it_does_not_know_is_refused() -> None:

@@ -166,9 +166,21 @@ def test_texts_follow_their_own_grammars_side_by_side(model: Decoder) -> None:
     assert results == [answer(model, order) for order in orders]
 
 
+AT_ONCE = [{"pattern": f".*a.{{{i}}}b.*"} for i in range(5, 30)]
+"""Strings of all these patterns: to find out whether there are any takes time and memory without end."""
+WIDE = [{"anyOf": [{"properties": {f"a{i}b{j}": {"type": "string"}}} for j in range(15)]} for i in range(15)]
+"""Compiles in no time, and is too large for the first place within an object."""
+
+
 @pytest.mark.parametrize(
     "constraint",
     [
+        json_of({"type": "array", "minItems": 10**9}),
+        json_of({"type": "array", "items": {"type": "integer"}, "maxItems": 10**9}),
+        json_of({"type": "string", "allOf": AT_ONCE}),
+        json_of({"$ref": "http://127.0.0.1:9/schema.json"}),
+        Constraint(kind="regex", value="a{1,99999}"),
+        Constraint(kind="regex", value="a{" + "9" * 2000 + "}"),
         Constraint(kind="regex", value="(red"),
         Constraint(kind="regex", value="(?=a)b"),
         Constraint(kind="json_schema", value='{"type": "nothing"}'),
@@ -180,6 +192,26 @@ def test_what_cannot_be_followed_is_refused(model: Decoder, constraint: Constrai
     with pytest.raises(JobError) as refused:
         model.prepare(job("hello", constraint=constraint))
     assert (refused.value.kind, refused.value.param) == (ErrorKind.INVALID, "response_format")
+
+
+def test_a_text_that_outgrows_its_grammar_ends_alone(model: Decoder) -> None:
+    orders = [job("hello", max_tokens=8, seed=i, stream=True) for i in range(3)]
+    alone = [answer(model, order).text for order in orders]
+    wide = json_of({"type": "object", "anyOf": WIDE})
+    rows = [started(model, order) for order in (*orders[:2], job("hello", constraint=wide), *orders[2:])]
+    told: dict[int, str] = dict.fromkeys(range(4), "")
+    while going := [i for i, row in enumerate(rows) if not row.ended]:
+        lane = model.lane(rows[going[0]])
+        together = [i for i in going if model.lane(rows[i]) == lane]
+        assert lane is not None
+        for i, events in zip(together, model.step(lane, [rows[i] for i in together]), strict=True):
+            told[i] += "".join(event.text for event in events if isinstance(event, TextDelta))
+    assert [told[0], told[1], told[3]] == alone
+    with pytest.raises(JobError) as refused:
+        model.finish(rows[2])
+    assert (refused.value.kind, refused.value.param) == (ErrorKind.INVALID, "response_format")
+    for row in rows:
+        model.release(row)
 
 
 # --- tools --------------------------------------------------------------------------------------------------
@@ -212,23 +244,19 @@ def test_tools_and_their_answers_go_through_the_template(model: Decoder) -> None
     assert without.prompt == model.prepare(job(messages=ASKED, max_tokens=1)).prompt
 
 
+def called_with(arguments: str) -> tuple[Message, ...]:
+    call = ToolCall(id="c", name="now", arguments=arguments)
+    return (Message(role="assistant", content="", tool_calls=(call,)),)
+
+
 @pytest.mark.parametrize(
     ("fields", "param"),
     [
         ({"prompt": "x", "tools": TOOLS}, "tools"),
         ({"messages": ASKED, "tools": TOOLS, "tool_choice": "required", "constraint": json_of({})}, None),
-        (
-            {
-                "messages": (
-                    Message(
-                        role="assistant",
-                        content="",
-                        tool_calls=(ToolCall(id="c", name="now", arguments="{"),),
-                    ),
-                )
-            },
-            "messages",
-        ),
+        ({"messages": called_with("{")}, "messages"),
+        ({"messages": called_with("[" * 9000)}, "messages"),
+        ({"messages": called_with("[" * 990 + "]" * 990)}, "messages"),
     ],
 )
 def test_tools_that_do_not_fit_are_refused(model: Decoder, fields: dict[str, Any], param: str | None) -> None:
@@ -259,6 +287,7 @@ def test_a_template_without_tools_says_so(tmp_path: Path) -> None:
         (LLAMA, 'It is {"name": "f", "parameters": {}}', 'It is {"name": "f", "parameters": {}}', []),
         (TAGGED, "1 < 2, and <tool", "1 < 2, and <tool", []),
         (TAGGED, "<tool_call>nonsense</tool_call>", "<tool_call>nonsense</tool_call>", []),
+        (TAGGED, "<tool_call>" + "[" * 9000, "<tool_call>" + "[" * 9000, []),
         (TAGGED, '<tool_call>{"name": 5, "arguments": {}}', '<tool_call>{"name": 5, "arguments": {}}', []),
     ],
 )
