@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections import Counter
 from typing import Annotated, Any
 
 import typer
@@ -115,8 +116,9 @@ def _text(made: Plan) -> list[Any]:
 
 
 def _machine_line(machine: Machine) -> str:
-    cards = ", ".join(f"{card.name} ({card.memory_gib:.0f} GiB)" for card in machine.cards) or "no GPU"
-    return f"{cards}; {machine.cores} cores, {machine.memory_gib:.0f} GiB of memory."
+    kinds = Counter(f"{card.name} of {card.memory_gib:.0f} GiB" for card in machine.cards)
+    cards = ", ".join(f"{count} x {kind}" for kind, count in kinds.items())
+    return f"{cards or 'no GPU'}; {machine.cores} cores, {machine.memory_gib:.0f} GiB of memory."
 
 
 def _counts(given: list[str]) -> dict[Modality, int]:

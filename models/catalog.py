@@ -47,9 +47,11 @@ class Memory(BaseModel):
     model_config = ConfigDict(extra="forbid", frozen=True)
 
     parameters: Annotated[int, Field(ge=0)]
-    """All of its weights."""
+    """All of its weights, but for those that `packed_bytes` has."""
     quantizable: Annotated[int, Field(ge=0)] = 0
     """Those of them that int8 and int4 shrink (linear layers, not embeddings); 0 where there is no such."""
+    packed_bytes: Annotated[int, Field(ge=0)] = 0
+    """Of weights that the checkpoint itself has quantized: they are that large at any precision."""
     cache_values_per_token: Annotated[int, Field(ge=0)] = 0
     """Keys and values kept of each token: 2 x layers x key heads x head size."""
     context: Annotated[int, Field(ge=1)] = 1

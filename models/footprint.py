@@ -7,17 +7,40 @@ import math
 from pathlib import Path
 from typing import Any
 
-from models.catalog import WHOLE_CALLS, Memory
-from models.manifest import read_header
+from models.catalog import WHOLE_CALLS, Entry, Memory
+from models.manifest import BrokenFileError, read_header
 from models.quantized import quantized_by
+from models.sources import local_folder
 from models.speech.slots import CPU_ROWS
 
 FIRST_LENGTH = 2048
 """Tokens a slot of a language model has memory for at first; it grows when a row needs more."""
 
+QUANTIZED_WIDTH = 64
+"""Linear layers whose inputs are no multiple of so many stay as they are (`models.quantize`)."""
+
+_PARTS = ("text_encoder", "text_encoder_2", "unet", "vae", "safety_checker")
+"""Of a picture checkpoint, those that are loaded."""
+
 _DECODER_TENSORS = 4
 """Full-size tensors of a VAE's last level alive at once: a convolution's input, its output, the one added,
 and a copy in the order that the convolution wants."""
+
+
+def memory_of(entry: Entry) -> Memory | None:
+    """What the catalog tells, else what the model's files do; None where there is neither."""
+    folder = local_folder(entry.source, entry)
+    if folder is None or (entry.memory is not None and not quantized_by(folder)):
+        return entry.memory
+    try:
+        found = measure(folder, entry.family)
+    except (ValueError, BrokenFileError):
+        found = None
+    if entry.memory is None:
+        return found
+    # The catalog tells of the plain weights, and these are quantized.
+    told = (found or entry.memory).model_dump(include={"parameters", "packed_bytes"})
+    return entry.memory.model_copy(update={"quantizable": 0, **told})
 
 
 def measure(folder: Path, family: str) -> Memory:
@@ -26,12 +49,11 @@ def measure(folder: Path, family: str) -> Memory:
     modality = family.partition(".")[0]
     if modality not in counts:
         raise ValueError(f"there is no modality {modality}")
-    count = (
-        _whole_call if family in WHOLE_CALLS else _seq2seq if family == "text.seq2seq" else counts[modality]
-    )
+    counts |= dict.fromkeys((*WHOLE_CALLS, "speech.vits"), _whole_call) | {"text.seq2seq": _seq2seq}
+    count = counts.get(family, counts[modality])
     try:
         return count(folder)
-    except (KeyError, TypeError, IndexError):
+    except (KeyError, TypeError, IndexError, AttributeError, ZeroDivisionError):
         raise ValueError(f"the configuration in {folder} is not of family {family}") from None
 
 
@@ -45,12 +67,17 @@ def _text(folder: Path) -> Memory:
     linear = {name: shape for name, shape in weights.items() if ".layers." in name and len(shape) == 2}
     kept = quantized_by(folder) is not None
     return Memory(
-        # What is quantized already packs several weights into a number: counted by size, as of 16 bits.
-        parameters=_bytes(folder) // 2 if kept else _count(weights),
+        parameters=_count(_plain(folder) if kept else weights),
         quantizable=0 if kept else _count(linear),
+        packed_bytes=_bytes(folder) - 2 * _count(_plain(folder)) if kept else 0,
         cache_values_per_token=2 * config["num_hidden_layers"] * key_heads * head_size,
         context=config["max_position_embeddings"],
     )
+
+
+def _plain(folder: Path) -> dict[str, tuple[int, ...]]:
+    """Of a quantized checkpoint its weights of 16 bits: all else stays what it is at any precision."""
+    return {name: shape for name, (kind, shape) in _tensors(folder).items() if kind in ("BF16", "F16")}
 
 
 def _seq2seq(folder: Path) -> Memory:
@@ -108,12 +135,18 @@ def _speech(folder: Path) -> Memory:
 
 
 def _image(folder: Path) -> Memory:
-    parts = ("text_encoder", "unet", "vae")
+    parts = [name for name in _PARTS if (folder / name).is_dir()]
     unet, vae = _config(folder / "unet/config.json"), _config(folder / "vae/config.json")
     levels: list[int] = vae["block_out_channels"]
     side = unet["sample_size"] * 2 ** (len(levels) - 1)
+    linear = {
+        name: shape
+        for name, shape in _weights(folder / "unet").items()
+        if len(shape) == 2 and not shape[1] % QUANTIZED_WIDTH
+    }
     return Memory(
         parameters=sum(_count(_weights(folder / part)) for part in parts),
+        quantizable=_count(linear),
         # Its last level works on whole pictures, and takes more than any forward of the UNet.
         work_values=_DECODER_TENSORS * side * side * levels[min(1, len(levels) - 1)],
     )
@@ -124,15 +157,22 @@ def _config(file: Path) -> dict[str, Any]:
         return json.loads(file.read_text(encoding="utf-8"))
     except OSError:
         raise ValueError(f"there is no {file}") from None
+    except (ValueError, RecursionError):
+        raise ValueError(f"{file} is not JSON that can be read") from None
 
 
 def _weights(folder: Path) -> dict[str, tuple[int, ...]]:
-    """Tensor names and shapes; of several precisions of one file the plain one counts."""
+    """Tensor names and shapes."""
+    return {name: shape for name, (_, shape) in _tensors(folder).items()}
+
+
+def _tensors(folder: Path) -> dict[str, tuple[str, tuple[int, ...]]]:
+    """Names, dtypes and shapes; of several precisions of one file the plain one counts."""
     files = sorted(folder.glob("*.safetensors"))
     plain = [file for file in files if ".fp16" not in file.name]
     if not files:
         raise ValueError(f"there are no weights in {folder} (*.safetensors)")
-    return {name: shape for file in plain or files for name, (_, shape) in read_header(file).items()}
+    return {name: tensor for file in plain or files for name, tensor in read_header(file).items()}
 
 
 def _bytes(folder: Path) -> int:

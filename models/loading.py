@@ -15,6 +15,7 @@ import transformers
 from safetensors import SafetensorError, safe_open
 
 from models.catalog import QUANTIZED, Entry
+from models.footprint import memory_of
 from models.manifest import check
 from models.precision import automatic
 from models.protocol import ModelSpec
@@ -48,11 +49,12 @@ def _wrong_files(folder: Path) -> tuple[str, ...]:
 def weight_bytes(entry: Entry, device: str) -> int:
     """What its weights take in memory, by the catalog's figures or else its files; 0 where neither tells."""
     each = {"float32": 4, "bfloat16": 2, "float16": 2}[dtype_of(entry, device)]
-    if entry.memory is None:
+    memory = memory_of(entry)
+    if memory is None:
         return 0 if entry.source.startswith("hub:") else each * _parameters(find_folder(entry.source, entry))
-    shrunk = entry.memory.quantizable if entry.precision in QUANTIZED else 0
+    shrunk = memory.quantizable if entry.precision in QUANTIZED else 0
     shrunk_bytes = shrunk // 2 if entry.precision == "int4" else shrunk
-    return each * (entry.memory.parameters - shrunk) + shrunk_bytes
+    return each * (memory.parameters - shrunk) + shrunk_bytes + memory.packed_bytes
 
 
 def _parameters(folder: Path) -> int:

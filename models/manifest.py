@@ -102,7 +102,7 @@ def read_header(file: Path) -> dict[str, tuple[str, tuple[int, ...]]]:
             str(name): (str(tensor["dtype"]), tuple(map(int, tensor["shape"])))
             for name, tensor in header.items()
         }
-    except (ValueError, KeyError, TypeError, AttributeError, IndexError):
+    except (ValueError, KeyError, TypeError, AttributeError, IndexError, RecursionError):
         raise BrokenFileError(f"{file.name} is no safetensors file, or its header is broken") from None
     whole = 8 + length + max(ends, default=0)
     if whole != size:

@@ -7,19 +7,19 @@ from typing import Any
 import bitsandbytes.nn
 import torch
 
+from models.footprint import QUANTIZED_WIDTH
+
 bnb: Any = bitsandbytes.nn  # its types describe other signatures than it has
-_BLOCK = 64
-"""Weights that share a scale in 4 bits: a layer of another width stays as it is."""
 
 
 def quantize(root: torch.nn.Module, quantization: str, dtype: torch.dtype) -> None:
     """Replaces the linear layers of `root`; their weights shrink when they are moved to their device.
 
-    Convolutions and norms stay as they are.
+    Convolutions and norms stay as they are, and layers whose width is no multiple of what shares a scale.
     """
     for module in list(root.modules()):
         for name, child in list(module.named_children()):
-            if type(child) is torch.nn.Linear and not child.in_features % _BLOCK:
+            if type(child) is torch.nn.Linear and not child.in_features % QUANTIZED_WIDTH:
                 setattr(module, name, _shrunk(child, quantization, dtype))
 
 

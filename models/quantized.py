@@ -21,7 +21,9 @@ def quantized_by(folder: Path) -> str | None:
         return GGUF
     config = _config(folder)
     said = config.get("quantization_config") or config.get("compression_config") or {}
-    return str(said.get("quant_method") or "compressed-tensors") if said else None
+    if not isinstance(said, dict) or not said:
+        return None
+    return str(said.get("quant_method") or "compressed-tensors")
 
 
 def has_experts(folder: Path) -> bool:
@@ -45,5 +47,5 @@ def _config(folder: Path) -> dict[str, Any]:
     try:
         config = json.loads((folder / "config.json").read_text(encoding="utf-8"))
         return {**config, **config.get("text_config", {})}
-    except (OSError, ValueError, TypeError, AttributeError):
+    except (OSError, ValueError, TypeError, AttributeError, RecursionError):
         return {}  # loading says what is wrong with it

@@ -5,11 +5,8 @@ from __future__ import annotations
 from dataclasses import dataclass, replace
 
 from models.catalog import QUANTIZED, Entry, Memory, Modality
-from models.footprint import FIRST_LENGTH, measure
-from models.manifest import BrokenFileError
+from models.footprint import FIRST_LENGTH, memory_of
 from models.precision import automatic
-from models.quantized import quantized_by
-from models.sources import local_folder
 from runners.machine import GIB
 
 BYTES = {"float32": 4.0, "bfloat16": 2.0, "float16": 2.0, "int8": 1.0, "int4": 0.5625, "fp8": 1.0}
@@ -18,8 +15,14 @@ BYTES = {"float32": 4.0, "bfloat16": 2.0, "float16": 2.0, "int8": 1.0, "int4": 0
 STEPS = ("", "int8", "int4")
 """What `auto` steps down to where the plain precision does not fit; the first is the plain one."""
 
+WORTH_SHRINKING = 1 / 3
+"""Of a model's weights: where fewer are of linear layers, as in Stable Diffusion 1.5, `auto` shrinks none."""
+
 LEAST_ON_DEVICE = 0.25
-"""Of an offloaded model's weights: with less of them on its device a token is hardly ever worth its wait."""
+"""Of an offloaded language model's weights: with less on its device a token is hardly ever worth its wait."""
+
+LAYER_ON_CARD = 0.03
+"""Of an offloaded picture model's weights: its largest layer, for each is brought to the card alone."""
 
 GPU_PROCESS_GIB = 0.6
 """What each process takes of a card before its model: CUDA's context and its libraries' kernels."""
@@ -42,14 +45,6 @@ class Parts:
     def total(self) -> float:
         return self.weights + self.cache + self.work + self.process
 
-    def __add__(self, other: Parts) -> Parts:
-        return Parts(
-            self.weights + other.weights,
-            self.cache + other.cache,
-            self.work + other.work,
-            self.process + other.process,
-        )
-
 
 @dataclass(frozen=True, slots=True)
 class Load:
@@ -63,7 +58,8 @@ class Load:
     step: int = 0
     """How far `auto` has stepped down."""
     offload: bool = False
-    """Weights that its device has no room for are brought when needed: a language model's, by layers."""
+    """Weights are brought when needed: of a language model those that its device has no room for, of a
+    picture model on a card all of them."""
     plain_on_cpu: str = "float32"
     """What `auto` is on a CPU before it steps down."""
 
@@ -82,7 +78,7 @@ class Load:
             self.precision == "auto"
             and not self.offload  # bitsandbytes takes no part of a model that is elsewhere
             and self.memory is not None
-            and self.memory.quantizable > 0
+            and self.memory.quantizable > WORTH_SHRINKING * self.memory.parameters
             and self.step + 1 < len(STEPS)
         )
 
@@ -95,25 +91,37 @@ class Load:
         quantized = precision in QUANTIZED
         plain = BYTES[self._plain(device) if quantized else precision]
         shrunk = memory.quantizable if quantized else 0
-        weights = (shrunk * BYTES[precision] + (memory.parameters - shrunk) * plain) / GIB
+        weights = shrunk * BYTES[precision] + (memory.parameters - shrunk) * plain + memory.packed_bytes
         slots = rows + 1  # one is padding's
         if device == "cpu" and memory.cache_rows > 1:
             slots = -(-rows // memory.cache_rows) * memory.cache_rows
         cache = slots * memory.context * memory.cache_values_per_token
         return Parts(
-            weights=weights * (LEAST_ON_DEVICE if self.offload else 1),
+            weights=weights * self.part_on(device) / GIB,
             cache=cache * plain / GIB,
             work=rows * memory.work_values * plain / GIB,
         )
 
+    @property
+    def writes(self) -> bool:
+        """It keeps a cache, as language models do (and Bark's)."""
+        return self.memory is not None and self.memory.cache_values_per_token > 0
+
+    def part_on(self, device: str) -> float:
+        """Of its weights, what is on its device for good."""
+        if not self.offload:
+            return 1.0
+        if self.writes:
+            return LEAST_ON_DEVICE
+        return 1.0 if device == "cpu" else LAYER_ON_CARD
+
     def is_laid(self, *, spanning: bool) -> bool:
         """Whether accelerate lays it over devices, where its runner is `spanning` cards or on one."""
-        writes = self.memory is not None and self.memory.cache_values_per_token > 0
-        return writes and (spanning or self.offload)
+        return self.writes and (spanning or self.offload)
 
     def whole_gib(self, device: str) -> float:
         """Of its weights, those included that an offloaded model may keep elsewhere."""
-        return self.parts(device).weights / (LEAST_ON_DEVICE if self.offload else 1)
+        return self.parts(device).weights / self.part_on(device)
 
     def first_cache_gib(self, device: str) -> float:
         """What its cache takes in our engine before any row needs more."""
@@ -135,12 +143,24 @@ class Want:
     modality: Modality
     loads: tuple[Load, ...]
     replicas: int = 1
+    budget_gib: float = 0.0
+    """Of weights in memory at once; the least recently used leave for others. 0 is without a bound."""
 
     def parts(self, device: str) -> Parts:
-        """What it cannot do without: on a card, text's cache is one request's, and it takes what is left."""
+        """What it cannot do without: on a card, text's cache is one request's, and it takes what is left.
+
+        Of models that take turns, those that are in memory together at the worst; one of them steps.
+        """
         process = CPU_PROCESS_GIB[self.modality] if device == "cpu" else GPU_PROCESS_GIB
         rows = 1 if device != "cpu" and self.modality is Modality.TEXT else None
-        return sum((load.parts(device, rows) for load in self.loads), Parts(process=process))
+        each = [load.parts(device, rows) for load in self.loads]
+        left = self.budget_gib or float("inf")
+        weights = cache = 0.0
+        for parts in sorted(each, key=lambda one: one.cache / (one.weights or 1), reverse=True):
+            share = min(1.0, left / parts.weights) if parts.weights else 1.0
+            weights, cache = weights + share * parts.weights, cache + share * parts.cache
+            left -= share * parts.weights
+        return Parts(weights, cache, max((parts.work for parts in each), default=0.0), process)
 
     def stepped_down(self) -> Want | None:
         """The same with the model that saves most one precision lower; None where none can."""
@@ -162,7 +182,9 @@ class Want:
         return replace(self, loads=tuple(new if load is old else load for load in self.loads))
 
 
-def want(modality: Modality, entries: dict[str, Entry], replicas: int = 1) -> Want:
+def want(
+    modality: Modality, entries: dict[str, Entry], replicas: int = 1, *, budget_gib: float = 0.0
+) -> Want:
     """A runner of the catalog's entries."""
     loads = tuple(
         Load(
@@ -170,21 +192,9 @@ def want(modality: Modality, entries: dict[str, Entry], replicas: int = 1) -> Wa
             entry.precision,
             entry.max_rows,
             memory_of(entry),
-            offload=entry.offload and entry.modality is Modality.TEXT,
+            offload=entry.offload,
             plain_on_cpu=automatic(entry.modality, "cpu"),
         )
         for name, entry in entries.items()
     )
-    return Want(modality, loads, replicas)
-
-
-def memory_of(entry: Entry) -> Memory | None:
-    """What the catalog tells, else what the model's files do; None where there is neither."""
-    folder = local_folder(entry.source, entry)
-    if entry.memory is not None:
-        kept = folder is not None and quantized_by(folder)
-        return entry.memory.model_copy(update={"quantizable": 0}) if kept else entry.memory
-    try:
-        return None if folder is None else measure(folder, entry.family)
-    except (ValueError, BrokenFileError):
-        return None
+    return Want(modality, loads, replicas, budget_gib)

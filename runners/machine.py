@@ -47,7 +47,7 @@ def described(gpus: str, machine: Machine) -> Machine:
         if match is None:
             raise PlacementError(f"{gpus!r} describes no cards: give 2x24GiB, 1x24GiB+1x80GiB, or 0.")
         sizes += [float(match[2])] * int(match[1])
-    cards = tuple(Card(index, f"{size:g} GiB card", size) for index, size in enumerate(sizes))
+    cards = tuple(Card(index, "card", size) for index, size in enumerate(sizes))
     return Machine(cards, machine.cores, machine.memory_gib)
 
 

@@ -64,13 +64,11 @@ def place(
     `machine` is this one unless given.
     """
     machine = machine or this_machine()
-    if settings.device == "cuda" and not machine.cards:
-        raise PlacementError("TRIPTYCH_DEVICE is cuda, but this machine shows no GPU.")
     plan = plan_for(settings, machine)
     seat = plan.seat(modality, replica)
     if seat is not None:
         return _told(seat, alone=len(plan.seats) == 1)
-    if plan.problem and (settings.device == "cpu" or not machine.cards):
+    if plan.problem and (settings.device == "cpu" or (settings.device == "auto" and not machine.cards)):
         log.warning("%s The runner tries all the same.", plan.problem)  # memory can be swapped, cards cannot
         counts = [settings.processes(each) for each in settings.runners_here()]
         return Placement("cpu", 0.0, threads_of_each(machine, counts, settings.cpu_threads), replica=replica)
@@ -90,7 +88,12 @@ def plan_for(
     `vllm`: whether it is installed; None for what is so here.
     """
     wants = [
-        want(modality, entries, (replicas or {}).get(modality) or settings.processes(modality))
+        want(
+            modality,
+            entries,
+            (replicas or {}).get(modality) or settings.processes(modality),
+            budget_gib=settings.memory_gib,
+        )
         for modality in Modality
         if modality in settings.runners_here() and (entries := models_served(settings.profile, modality))
     ]

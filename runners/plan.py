@@ -11,9 +11,9 @@ from dataclasses import dataclass, replace
 from typing import Literal
 
 from models.catalog import Modality
-from runners.demand import Want
+from runners.demand import Load, Want
 from runners.machine import Machine
-from runners.seating import RAM_SHARED, Seat, fit
+from runners.seating import CARD_SHARED, RAM_SHARED, Seat, fit
 
 Spans = Literal["", "by tensors", "by layers"]
 """How text's engine puts one model on several cards: not at all, vLLM's way, or accelerate's."""
@@ -45,10 +45,12 @@ def make_plan(
     spans: Spans = "by tensors",
 ) -> Plan:
     """Places the wanted runners."""
+    if wants and device == "cuda" and not machine.cards:
+        return Plan(machine, problem="TRIPTYCH_DEVICE is cuda, but this machine shows no GPU.")
     threads = threads_of_each(machine, [want.replicas for want in wants], cpu_threads)
     for state in _states(tuple(wants), machine, device, spans):
-        seats = fit(state, machine, threads)
-        if seats is not None:
+        if fit(state, machine, threads) is not None:
+            seats = fit(_regained(state, wants, machine), machine, threads) or []
             return Plan(machine, tuple(seats), tuple(_told(wants, seats, machine, spans)))
     return Plan(machine, problem=_problem(wants, machine, device, spans))
 
@@ -119,6 +121,36 @@ def _saving_most(state: State, change: Callable[[Want], Want | None]) -> State |
     return replace(state, wants=tuple(less if want is most else want for want in state.wants))
 
 
+def _regained(state: State, asked: Sequence[Want], machine: Machine) -> State:
+    """Without what gave way in vain: what was conceded for one card may have been needed on another.
+
+    Precisions come back first, then numbers of requests.
+    """
+    for back in (_precision_back, _rows_back):
+        for place, plain in enumerate(asked):
+            for number, wanted in enumerate(plain.loads):
+                for load in back(state.wants[place].loads[number], wanted):
+                    loads = [*state.wants[place].loads]
+                    loads[number] = load
+                    better = replace(state.wants[place], loads=tuple(loads))
+                    wants = (*state.wants[:place], better, *state.wants[place + 1 :])
+                    if fit(tried := replace(state, wants=wants), machine, 1) is not None:
+                        state = tried
+                        break
+    return state
+
+
+def _precision_back(load: Load, asked: Load) -> Iterator[Load]:
+    yield from (replace(load, step=step) for step in range(asked.step, load.step))
+
+
+def _rows_back(load: Load, asked: Load) -> Iterator[Load]:
+    rows = asked.rows
+    while rows > load.rows:
+        yield replace(load, rows=rows)
+        rows //= 2
+
+
 def _problem(wants: Sequence[Want], machine: Machine, device: str, spans: Spans) -> str:
     """Why nothing did, and the smallest change that would."""
 
@@ -157,15 +189,34 @@ def _told(wants: Sequence[Want], seats: Sequence[Seat], machine: Machine, spans:
             how = "vLLM, tensor parallel" if spans == "by tensors" else "accelerate, whole layers on each"
             yield f"{want.modality} spans {len(seat.cards)} cards ({how})."
         yield from _kept_elsewhere(seat)
+    yield from _free(seats, machine)
+
+
+def _free(seats: Sequence[Seat], machine: Machine) -> Iterator[str]:
+    """Cards with nothing on them, and the runner that could use most of them."""
     used = {card for seat in seats for card in seat.cards}
-    free = [str(card.index) for card in machine.cards if card.index not in used]
-    if free:
-        yield f"Nothing is on card {', '.join(free)}: TRIPTYCH_REPLICAS=image=2 would use it."
+    free = [card for card in machine.cards if card.index not in used]
+    if not free:
+        return
+    said = f"Nothing is on card {', '.join(str(card.index) for card in free)}"
+    on_one = [seat for seat in seats if len(seat.cards) == 1]
+    more = {
+        seat.modality: sum(seat.needs.total <= card.memory_gib * CARD_SHARED for card in free)
+        for seat in sorted(on_one, key=lambda seat: seat.needs.total, reverse=True)
+    }
+    best = max(more, key=lambda modality: more[modality], default=None)
+    if best is None or not more[best]:
+        yield f"{said}: no runner that is on one card fits there."
+        return
+    count = sum(seat.modality is best for seat in seats) + more[best]
+    yield f"{said}: TRIPTYCH_REPLICAS={best}={count} would use {'it' if more[best] == 1 else 'them'}."
 
 
 def _kept_elsewhere(seat: Seat) -> Iterator[str]:
     room = seat.room()
     for load in seat.want.loads:
+        if load.offload and seat.cards and not load.writes:
+            yield f"{load.name} has its weights in memory, each layer is brought: slow (`offload`)."
         if load.offload and load.name in room:
             over = load.whole_gib(seat.device) - sum(
                 gib for device, gib in room[load.name].items() if device.startswith(seat.device)

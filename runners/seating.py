@@ -7,7 +7,7 @@ from dataclasses import dataclass, field
 from typing import Protocol
 
 from models.catalog import Modality
-from runners.demand import LEAST_ON_DEVICE, Parts, Want
+from runners.demand import Parts, Want
 from runners.machine import GIB, Card, Machine
 
 CARD_SHARED = 0.9
@@ -43,8 +43,8 @@ class Seat:
     @property
     def cache_tokens(self) -> int:
         """Tokens of text that its cache holds, where it takes what is left of a card; 0 elsewhere."""
-        first = self.want.loads[0] if self.want.loads else None
-        if self.modality is not Modality.TEXT or not self.cards or first is None or first.memory is None:
+        first = next((load for load in self.want.loads if load.writes), None)
+        if self.modality is not Modality.TEXT or not self.cards or first is None:
             return 0
         left_gib = self.has_gib - self.needs.total + self.needs.cache
         return int(left_gib * len(self.cards) * GIB / first.token_bytes("cuda"))
@@ -101,10 +101,9 @@ def fit(state: Wanted, machine: Machine, threads: int) -> list[Seat] | None:
     on_cpu = [want for want in state.wants if state.device(want) == "cpu"]
     on_cards = [want for want in state.wants if state.device(want) != "cpu"]
     held_gib = sum(
-        load.whole_gib("cuda") * (1 - LEAST_ON_DEVICE)
+        load.whole_gib("cuda") * (1 - load.part_on("cuda")) * want.replicas
         for want in on_cards
         for load in want.loads
-        if load.offload
     )
     below = _in_memory(on_cpu, machine, threads, held_gib)
     if below is None:

@@ -44,6 +44,20 @@ def test_plan_says_who_goes_where(monkeypatch: pytest.MonkeyPatch) -> None:
     assert "Everything fits." in said
 
 
+def test_the_plan_in_the_readme_is_what_the_command_says(monkeypatch: pytest.MonkeyPatch) -> None:
+    for variable in ("PROFILE", "DEVICE"):
+        monkeypatch.delenv(f"TRIPTYCH_{variable}", raising=False)
+    readme = Path(__file__).parents[2].joinpath("README.md").read_text(encoding="utf-8")
+    told = readme[readme.index("runner  where ") :].split("\n```")[0].splitlines()
+    said = run("plan", "--gpus", "1x24GiB", "--profile", "standard").stdout.splitlines()
+    rows = {
+        line.split()[0]: line.split()[:-1]
+        for line in said
+        if line.startswith(("runner", "text ", "im", "sp"))
+    }
+    assert [line.split() for line in told] == list(rows.values())
+
+
 def test_a_plan_that_does_not_fit_says_what_would(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("TRIPTYCH_PROFILE", "standard")
     monkeypatch.setenv("TRIPTYCH_DEVICE", "cuda")

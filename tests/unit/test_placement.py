@@ -3,13 +3,15 @@
 from __future__ import annotations
 
 from dataclasses import replace
+from pathlib import Path
 
 import pytest
+import yaml
 
 from models.catalog import Memory, Modality, models_served
 from runners.demand import Load, Want, want
 from runners.machine import Card, Machine, PlacementError, described, visible_cards
-from runners.placement import Placement, place, seen_cards
+from runners.placement import Placement, place, plan_for, seen_cards
 from runners.plan import Plan, make_plan
 from settings import Settings
 
@@ -192,6 +194,89 @@ def test_each_replica_finds_its_own_part() -> None:
 def test_unequal_cards_are_filled_when_spreading_fails() -> None:
     plan = make_plan(machine(8, 24), [runner(TEXT, 7, precision="bfloat16"), runner(IMAGE, 1.07)])
     assert seats(plan) == {"text": (1,), "image": (0,)}
+
+
+def test_a_model_of_which_little_would_shrink_stays_as_it_is() -> None:
+    few = replace(runner(IMAGE, 1).loads[0], memory=Memory(parameters=10**9, quantizable=3 * 10**8))
+    assert not few.can_step_down()
+    asked = replace(few, precision="int8").parts("cuda")
+    assert asked.weights == pytest.approx((7e8 * 2 + 3e8) / 2**30), "it is shrunk where that is asked for"
+
+
+def test_what_gave_way_in_vain_comes_back() -> None:
+    """Where one runner has no room on its card, shrinking those on others helps nobody."""
+    plan = make_plan(machine(7, 4, 4), [runner(TEXT, 1.1), runner(IMAGE, 2.2), runner(SPEECH, 0.4)])
+    chosen = {seat.modality: seat.want.loads[0] for seat in plan.seats}
+    assert chosen[TEXT].chosen("cuda") == "bfloat16"
+    assert plan.notes == ()
+    plan = make_plan(machine(5, 5), [runner(TEXT, 1.1), runner(IMAGE, 1.9)])
+    chosen = {seat.modality: seat.want.loads[0] for seat in plan.seats}
+    assert (chosen[TEXT].step, chosen[TEXT].rows) == (0, 8)
+    assert chosen[IMAGE].rows < 8
+    assert within_the_cards(plan)
+
+
+def test_cards_without_a_runner_are_told_with_who_could_use_them() -> None:
+    def told(*cards_gib: float, wants: list[Want] = STANDARD) -> str:
+        return make_plan(machine(*cards_gib), wants).notes[-1]
+
+    assert told(*[24] * 8) == "Nothing is on card 3, 4, 5, 6, 7: TRIPTYCH_REPLICAS=image=6 would use them."
+    assert "image=3 would use it" in told(*[24] * 5, wants=[*STANDARD[::2], runner(IMAGE, 1, replicas=2)])
+    assert "speech=2 would use it" in told(24, 24, wants=STANDARD[2:])
+    assert told(24, 24, 24, 0.5) == "Nothing is on card 3: no runner that is on one card fits there."
+
+
+def test_a_gpu_that_is_asked_for_must_be_there() -> None:
+    assert make_plan(machine(), STANDARD, device="cuda").problem.startswith("TRIPTYCH_DEVICE is cuda")
+    assert not make_plan(machine(), [], device="cuda").problem
+
+
+def test_models_that_take_turns_are_counted_by_their_budget() -> None:
+    one = runner(IMAGE, 1.07).loads[0]
+    several = Want(IMAGE, tuple(replace(one, name=str(number)) for number in range(4)))
+    alone = Want(IMAGE, (one,)).parts("cuda")
+    assert several.parts("cuda").weights == pytest.approx(4 * alone.weights)
+    assert several.parts("cuda").work == alone.work, "one of them steps at a time"
+    bounded = replace(several, budget_gib=2.5).parts("cuda")
+    assert bounded.weights == 2.5
+    heavy, light = runner(TEXT, 1).loads[0], runner(TEXT, 0.1).loads[0]
+    both = Want(TEXT, (heavy, light), budget_gib=4.0).parts("cpu")
+    assert both.weights == pytest.approx(4.0)
+    assert light.parts("cpu").cache < both.cache < heavy.parts("cpu").cache + light.parts("cpu").cache
+
+
+def test_the_plan_minds_the_budget_of_the_settings(tmp_path: Path) -> None:
+    memory = {"parameters": 10**9, "work_values": 2**27}
+    entry = {"family": "image.stable_diffusion", "source": "folder:/none", "licence": "MIT"}
+    entry |= {"load": "use", "memory": memory, "max_rows": 4}
+    catalog = tmp_path / "many.yaml"
+    models = dict.fromkeys("abcd", entry)
+    catalog.write_text(yaml.safe_dump({"models": models, "profiles": {"default": {"image": list(models)}}}))
+    given = {"profile": str(catalog), "device": "cuda"}
+    assert plan_for(Settings.model_validate(given), machine(6)).problem
+    plan = plan_for(Settings.model_validate({**given, "memory_gib": 2}), machine(6))
+    assert (plan.problem, plan.notes) == ("", ())
+
+
+def test_a_picture_model_with_offload_is_planned_in_memory() -> None:
+    plain = runner(IMAGE, 4)
+    moved = replace(plain, loads=(replace(plain.loads[0], offload=True),))
+    assert plain.parts("cpu") == moved.parts("cpu")
+    plan = make_plan(machine(4), [moved], device="cuda")
+    assert seats(plan) == {"image": (0,)}
+    assert plan.seats[0].needs.weights < 0.3
+    assert plan.seats[0].room() == {}, "its layers come by themselves"
+    assert "has its weights in memory" in plan.notes[0]
+    assert make_plan(machine(4), [plain], device="cuda").problem
+    assert make_plan(machine(4, memory_gib=8), [moved], device="cuda").problem
+
+
+def test_a_runner_of_embeddings_alone_has_no_cache_of_tokens() -> None:
+    whole = Load("embed", "auto", 8, Memory(parameters=10**7))
+    plan = make_plan(machine(24), [Want(TEXT, (whole,))])
+    assert plan.seats[0].cache_tokens == 0
+    both = make_plan(machine(24), [Want(TEXT, (whole, *runner(TEXT, 1).loads))])
+    assert both.seats[0].cache_tokens > 100_000
 
 
 def test_too_little_memory_is_said() -> None:

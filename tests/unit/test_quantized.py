@@ -11,13 +11,14 @@ import pytest
 import torch
 from transformers import AutoModelForCausalLM, BitsAndBytesConfig
 
-from models.catalog import Entry, Memory
+from models.catalog import Entry, Memory, Modality
 from models.footprint import measure
 from models.loading import LoadError, load_model
 from models.protocol import ModelSpec
 from models.quantized import quantized_by
 from models.text.vllm_weights import weights_args
-from runners.demand import memory_of
+from models.text.weights import load_checkpoint
+from runners.demand import want
 from runners.machine import described, this_machine
 from runners.placement import plan_for
 from runners.text_engine import ours_obstacle, vllm_obstacle, vllm_refusal
@@ -108,6 +109,27 @@ def test_bitsandbytes_goes_to_our_engine_and_says_so(
     assert note.startswith(f"text runs on transformers, not on vLLM: {why}")
 
 
+@pytest.mark.parametrize("bits", ["8", "4"])
+@pytest.mark.parametrize("dtype", [torch.float16, torch.float32])
+def test_a_quantized_checkpoint_takes_what_the_plan_says(
+    tmp_path: Path, bits: str, dtype: torch.dtype
+) -> None:
+    """Packed weights stay as they are; what is not packed becomes float32 on a CPU."""
+    plain = write_model(tmp_path / "plain", hidden=128, head_dim=64)
+    folder = write_model(tmp_path / "shrunk", hidden=128, head_dim=64)
+    how = BitsAndBytesConfig(load_in_8bit=True) if bits == "8" else BitsAndBytesConfig(load_in_4bit=True)
+    torch.compiler.set_stance("force_eager")
+    made = AutoModelForCausalLM.from_pretrained(plain, quantization_config=how, dtype=dtype)
+    made.save_pretrained(folder)
+    model = load_checkpoint(ModelSpec(name="m", folder=folder)).model
+    taken = sum(each.nbytes for each in [*model.parameters(), *model.buffers()]) / 2**30
+    catalogs = Memory(parameters=10**9, quantizable=9 * 10**8, cache_values_per_token=64, context=192)
+    for known in (None, catalogs):  # the catalog's figures are of the plain checkpoint
+        (load,) = want(Modality.TEXT, {"m": entry(folder, memory=known)}).loads
+        assert load.parts("cpu").weights == pytest.approx(taken, rel=0.1)
+        assert not load.can_step_down()
+
+
 def test_gguf_wants_its_plugin(tmp_path: Path) -> None:
     folder = gguf(tmp_path)
     with pytest.raises(ValueError, match="pip install vllm-gguf-plugin"):
@@ -155,8 +177,5 @@ def test_a_checkpoint_in_8_bits_is_the_same_in_any_company(tmp_path: Path) -> No
     assert finished(model, [started(model, order) for order in orders]) == alone
     memory = measure(folder, "text.decoder")
     assert memory.quantizable == 0
-    assert 0 < memory.parameters < measure(plain, "text.decoder").parameters
-    told = entry(folder, memory=Memory(parameters=100, quantizable=90))
-    assert memory_of(told) == Memory(parameters=100)
     with pytest.raises(LoadError, match="quantized already"):
         load_model("m", entry(folder, precision="int4"), "cpu")
