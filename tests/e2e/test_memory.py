@@ -14,6 +14,7 @@ from models.catalog import Modality, models_served
 from runners.demand import want
 from tests.e2e.process import Served
 
+CROWDS = 4
 BODIES: dict[Modality, tuple[str, dict[str, Any]]] = {
     Modality.TEXT: ("TextRunner", {"prompt": "Once upon a time", "max_tokens": 450, "temperature": 1.5}),
     Modality.IMAGE: ("ImageRunner", {"prompt": "a red circle", "num_inference_steps": 3}),
@@ -48,7 +49,9 @@ def test_the_embedded_models_take_what_was_predicted(fresh: Served, modality: Mo
     def ask(seed: int) -> int:
         return httpx.post(f"{fresh.url}/{modality}", json={**body, "seed": seed}, timeout=120).status_code
 
+    # The peak is where all are in one step: on a busy machine those of one crowd may come apart.
     with ThreadPoolExecutor(rows) as crowd:
-        assert set(crowd.map(ask, range(rows))) == {200}
+        for _ in range(CROWDS):
+            assert set(crowd.map(ask, range(rows))) == {200}
     predicted = want(modality, entries).parts("cpu").total
     assert peak_gib(fresh.runner(name).pid) == pytest.approx(predicted, rel=0.1)
