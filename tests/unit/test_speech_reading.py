@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+import time
 from pathlib import Path
 
 import numpy as np
 import pytest
+from num2words import CONVERTER_CLASSES
 from transformers import BarkConfig, GenerationConfig
 
 from jobs import ErrorKind, JobError
@@ -52,6 +54,19 @@ def test_an_abbreviation_ends_no_sentence() -> None:
             "drei Euro und fünfzig Cent beziehungsweise eintausendzweihundertvierunddreißig Kilometer",
         ),
         ("fr", "21 ans etc. ici", "vingt et un ans et cetera ici"),
+        ("de", "5 €, €1.234,50", "fünf Euro, eintausendzweihundertvierunddreißig Euro und fünfzig Cent"),
+        ("de", "£1,234.50", "eintausendzweihundertvierunddreißig Pfund und fünfzig Pence"),
+        ("fr", "5 €", "cinq euros"),
+        ("es", "$3", "tres dólares"),
+        ("pt", "3 €", "três euros"),
+        ("pl", "-1 i -0,5", "minus jeden i minus zero przecinek pięć"),
+        ("tr", "$5 ve 3 €", "$beş ve üç €"),
+        ("ar", "€5", "€خمسة"),
+        ("de", "am 25.11.2026", "am fünfundzwanzig elf zweitausendsechsundzwanzig"),
+        ("en", "1.2.3 and 0,125", "one two three and zero point one two five"),
+        ("en", "5km, 3 kg and 1st.", "five kilometers, three kilograms and first."),
+        ("en", "$1.5 million", "one point five million dollars"),
+        ("en", "\N{MINUS SIGN}5", "minus five"),
         ("zh", "你好 3", "你好 3"),
     ],
 )
@@ -59,9 +74,26 @@ def test_a_sentence_is_put_into_words(language: str, written: str, said: str) ->
     assert read_out(written, language) == said
 
 
-@pytest.mark.parametrize("text", ["", "1" * 4096, "1," * 2000, "$" * 4096, "-" * 100 + "1", "1.2.3.4", "٣²½"])
-def test_nothing_written_breaks_the_reader(text: str) -> None:
-    assert isinstance(read_out(text, "en"), str)
+WRITTEN = (
+    *("", "1" * 4096, "1," * 2000, "$" * 4096, "-" * 100 + "1", "1.2.3.4", "٣²½", "0", "-1", "-0.5", "-12.5"),
+    *("1,5", "1,000", "1.000.000", "1234567890123", "9" * 15, "0.123456789012345", "007", "1e5", "１２"),
+    *("$5", "$5.50", "€3", "3 €", "£1,000", "$0.05", "$" + "9" * 15, "$0.999", "12:30", "0:00", "3rd", "1-2"),
+)
+
+
+@pytest.mark.parametrize("language", sorted(code for code in CONVERTER_CLASSES if len(code) == 2))
+def test_nothing_written_breaks_the_reader(language: str) -> None:
+    for text in WRITTEN:
+        assert isinstance(read_out(text, language), str)
+
+
+def test_a_text_of_digits_is_read_at_once() -> None:
+    """The processor's time: it is taken from the engine, which shares the interpreter."""
+    for text in ("1" * 4096, "1," * 2048, "1.1," * 1024, "9." * 2048):
+        read_out(text, "en")  # what is made once
+        begun = time.process_time()
+        read_out(text, "en")
+        assert time.process_time() - begun < 0.1
 
 
 def test_a_language_is_guessed_among_those_spoken() -> None:
