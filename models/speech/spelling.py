@@ -48,7 +48,7 @@ def spell_unknown(text: str, vocabulary: Collection[str]) -> str:
     every other word is spelled: `Hi Bob, 42` -> `hi b o b, forty two`. Punctuation that makes a pause stays;
     what has no letter, digit or pause in it is dropped.
     """
-    bare = unicodedata.normalize("NFKD", text.lower())  # an accent becomes a mark of its own
+    bare = unicodedata.normalize("NFKD", text.casefold())  # an accent becomes a mark of its own
     plain = "".join(mark for mark in bare if not unicodedata.combining(mark))
     out: list[str] = []
     for piece in _PIECES.findall(plain):
@@ -68,9 +68,10 @@ def _read_word(word: str, vocabulary: Collection[str]) -> list[str]:
 
 
 def _read_number(digits: str) -> list[str]:
-    value = int(digits)
-    if len(digits) > 1 and (digits[0] == "0" or value > 100):
+    # By their count first: Python makes no number of thousands of digits.
+    if len(digits) > 3 or (len(digits) > 1 and digits[0] == "0") or int(digits) > 100:
         return [_ONES[int(digit)] for digit in digits]
+    value = int(digits)
     if value == 100:
         return ["one", "hundred"]
     if value < 20:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import re
 from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
@@ -23,6 +24,7 @@ CLAUSE_PAUSE_S = 0.1
 """Silence where a sentence that is too long is cut at a mark; between words it is none."""
 _BREAKS = (".!?…。！？", ";:,—，、；：")
 """Where to cut a sentence that is too long, the best places first."""
+_AFTER_MARKS = re.compile(rf"(?<=[{re.escape(''.join(_BREAKS))}])(?=.)")
 
 
 @dataclass(frozen=True, slots=True, eq=False)
@@ -62,7 +64,7 @@ class Prompts:
                     raise self._too_long()
         if not pieces:
             message = "There is nothing in the text that can be spoken."
-            raise JobError(ErrorKind.INVALID, message, param="text")
+            raise JobError(ErrorKind.INVALID, message, param="text", code="nothing_to_say")
         return [Prompt(self._tokenise(piece), pause_s) for piece, pause_s in pieces]
 
     def _in_words(self, sentence: str, language: str) -> str:
@@ -78,7 +80,11 @@ class Prompts:
 
     def _cut(self, words: list[str], pause_s: float) -> Iterator[tuple[str, float]]:
         """A sentence's pieces, each with the pause after it: cut at marks, and else between words."""
-        sizes = [len(ids) for ids in self._ids(words)] if words else []
+        sizes = self._sizes(words)
+        if max(sizes, default=0) > self._rules.max_text:
+            pairs = zip(words, sizes, strict=True)
+            words = [part for word, size in pairs for part in self._parts(word, size)]
+            sizes = self._sizes(words)
         begin = 0
         while begin < len(words):
             end = self._fitting(sizes, begin)
@@ -99,9 +105,22 @@ class Prompts:
             total += sizes[end]
             end += 1
         if end == begin:
-            message = f"A word of the text is longer than the {self._rules.max_text} tokens of a prompt."
+            message = f"A letter of the text is longer than the {self._rules.max_text} tokens of a prompt."
             raise JobError(ErrorKind.INVALID, message, param="text", code="text_too_long")
         return end
+
+    def _parts(self, word: str, size: int) -> list[str]:
+        """A word, which has `size` tokens, in parts that fit a prompt: Chinese has no spaces to cut at."""
+        if size <= self._rules.max_text or len(word) < 2:
+            return [word]
+        parts = _AFTER_MARKS.split(word)
+        if len(parts) == 1:
+            parts = [word[: len(word) // 2], word[len(word) // 2 :]]
+        sizes = self._sizes(parts)
+        return [each for part, size in zip(parts, sizes, strict=True) for each in self._parts(part, size)]
+
+    def _sizes(self, words: list[str]) -> list[int]:
+        return [len(ids) for ids in self._ids(words)] if words else []
 
     def _ids(self, texts: list[str]) -> list[list[int]]:
         encoded = self._tokenizer(texts, add_special_tokens=False, return_attention_mask=False)

@@ -115,6 +115,8 @@ def test_word_groups_cover_the_vocabulary() -> None:
         ("room 42", "r o o m forty two"),
         ("100% of 2026 and 007", "one hundred of two zero two six and zero zero seven"),
         ("Café", "c a f e"),
+        ("Maß", "m a s s"),
+        ("⑳" * 4096, " ".join(["two", "zero"] * 4096)),
         ("it's", "i t s"),
         ("red-blue", "red blue"),
         ("... one!", "one!"),

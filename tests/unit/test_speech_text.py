@@ -48,6 +48,13 @@ def test_every_sentence_is_a_piece_and_a_long_one_is_cut_at_marks_then_between_w
     assert spoken(prompts, "one " * 12) == ["one " * 9 + "one", "one one"]
 
 
+def test_what_has_no_spaces_is_cut_at_marks_and_else_anywhere(prompts: Prompts) -> None:
+    """Such as a long Chinese sentence: the words here stand for its signs, each a token of a longer run."""
+    made = spoken(prompts, "one,two,three,four,five,six,seven")
+    assert made == ["one , two , three , four , five ,", "six , seven"]
+    assert len(prompts.make("one-" * 40)) == 8
+
+
 def test_pauses_are_those_of_the_place(prompts: Prompts) -> None:
     text = "one two. three four, five six seven eight nine ten one five.\n\nsix " + "two " * 11
     made = prompts.make(text)
@@ -65,6 +72,7 @@ def test_text_that_cannot_be_spoken_is_refused(prompts: Prompts, text: str) -> N
     with pytest.raises(JobError) as refused:
         prompts.make(text)
     assert (refused.value.kind, refused.value.param) == (ErrorKind.INVALID, "text")
+    assert refused.value.code == ("text_too_long" if text.strip() else "nothing_to_say")
 
 
 def test_text_that_is_too_long_is_refused_with_the_bound(prompts: Prompts) -> None:
