@@ -59,7 +59,8 @@ class Residency:
         self._freed = freed
         self._changed = threading.Condition()
         self._loading: str | None = None
-        self._waiting: list[float] = []
+        self._short_of_room: set[float] = set()
+        """When they arrived who wait until models in use get idle; a load in progress is nobody's fault."""
 
     @classmethod
     def of(cls, models: Mapping[str, Any]) -> Residency:
@@ -91,19 +92,20 @@ class Residency:
         place = self._places[name]
         arrived = time.monotonic()
         with self._changed:
-            self._waiting.append(arrived)
             try:
                 while True:
                     if not wanted():
                         raise JobError(ErrorKind.CANCELLED, "The request was cancelled.")
                     if place.model is not None and not self._others_first(arrived):
                         return self._lend(place, place.model)
-                    if place.model is None and self._loading is None and self._make_room(place.size_bytes):
-                        self._loading = name
-                        break
+                    if place.model is None and self._loading is None:
+                        if self._make_room(place.size_bytes):
+                            self._loading = name
+                            break
+                        self._short_of_room.add(arrived)
                     self._changed.wait(PATIENCE_S)
             finally:
-                self._waiting.remove(arrived)
+                self._short_of_room.discard(arrived)
                 self._changed.notify_all()
         return self._loaded(name, place)
 
@@ -137,7 +139,7 @@ class Residency:
 
     def _others_first(self, arrived: float) -> bool:
         """Somebody has waited for room for long, so the models here must get idle."""
-        oldest = min(self._waiting)
+        oldest = min(self._short_of_room, default=arrived)
         return oldest < arrived and time.monotonic() - oldest > PATIENCE_S
 
     def _lend(self, place: Place, model: Any) -> Any:

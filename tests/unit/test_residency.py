@@ -14,6 +14,7 @@ from prometheus_client import CollectorRegistry
 from jobs import Done, ErrorKind, Event, Failed, JobError, Queued, TextJob
 from models.catalog import Entry
 from models.loading import weight_bytes
+from runners import residency
 from runners.engine import Engine
 from runners.metrics import EngineMetrics
 from runners.residency import Place, Residency
@@ -91,6 +92,55 @@ def test_one_load_at_a_time_and_never_the_same_model_twice() -> None:
     assert sorted(shelf.loads) == ["a", "b"]
     assert shelf.most_at_once == 1
     assert len(set(map(id, models))) == 2
+
+
+class Waiter:
+    """`wanted` of a borrow that never gives up, and tells that it has looked again and again."""
+
+    def __init__(self) -> None:
+        self._looks = threading.Semaphore(0)
+
+    def __call__(self) -> bool:
+        self._looks.release()
+        return True
+
+    def has_waited(self) -> None:
+        for _ in range(3):
+            assert self._looks.acquire(timeout=30)
+
+
+def test_who_waits_for_a_load_keeps_nobody_from_the_models_that_are_there(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.setattr(residency, "PATIENCE_S", 0.01)
+    gate = threading.Semaphore(1)
+    shelf = Shelf("a", "b", gate=gate)
+    shelf.use("a")
+    with ThreadPoolExecutor(3) as pool:
+        waiter = Waiter()
+        loading = [pool.submit(shelf.models.borrow, "b", waiter) for _ in range(2)]
+        waiter.has_waited()
+        assert pool.submit(shelf.models.borrow, "a").result(timeout=30).name == "a"
+        gate.release()
+        assert {borrow.result(timeout=30).name for borrow in loading} == {"b"}
+
+
+def test_who_waits_long_for_room_goes_before_newcomers(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(residency, "PATIENCE_S", 0.01)
+    shelf = Shelf("a", "b", budget=1)
+    shelf.models.borrow("a")
+    with ThreadPoolExecutor(2) as pool:
+        waiter, newcomer = Waiter(), Waiter()
+        long = pool.submit(shelf.models.borrow, "b", waiter)
+        waiter.has_waited()
+        late = pool.submit(shelf.models.borrow, "a", newcomer)
+        newcomer.has_waited()
+        assert not late.done()
+        shelf.models.give_back("a")
+        assert long.result(timeout=30).name == "b"
+        shelf.models.give_back("b")
+        assert late.result(timeout=30).name == "a"
+    assert shelf.loads == ["a", "b", "a"]
 
 
 def test_keep_alive_is_the_jobs_or_the_catalogs() -> None:
