@@ -17,6 +17,8 @@ from gateway.ollama.wire import Asked, OllamaChat, OllamaError, OllamaGenerate, 
 from gateway.streams import ClosingStream, peek, rejoin
 from gateway.text import text_jobs
 from gateway.text_schemas import TextRequest
+from gateway.whole import embed_job
+from gateway.whole_schemas import EmbedRequest
 from jobs import Done, Event, JobError, TextDelta, TextResult
 
 NDJSON = "application/x-ndjson"
@@ -27,8 +29,8 @@ Say = Callable[[str, TextResult | None], dict[str, Any]]
 async def generate(request: OllamaGenerate, call: Call) -> Response:
     prompt = request.prompt or ""
     if not prompt:
-        known(request.model, call)
-        return JSONResponse(told(request.model, {"response": "", "done": True, "done_reason": "load"}))
+        reason = await _only_moved(request, call)
+        return JSONResponse(told(request.model, {"response": "", "done": True, "done_reason": reason}))
     fields = request.as_native(call)
     if request.raw:
         fields["prompt"] = prompt
@@ -36,6 +38,25 @@ async def generate(request: OllamaGenerate, call: Call) -> Response:
         system = [{"role": "system", "content": request.system}] if request.system else []
         fields["messages"] = [*system, {"role": "user", "content": prompt}]
     return await _answer(request, fields, call, lambda text, _: {"response": text})
+
+
+async def _only_moved(request: OllamaGenerate, call: Call) -> str:
+    """As Ollama's own commands ask: the model comes into memory, stays for another while, or leaves it.
+
+    A runner moves a model by a job for it, so the smallest there is goes there. Raises `JobError`.
+    """
+    model, keep_alive_s, runner = known(request.model, call), request.keep_alive_s(), call.runners["text"]
+    is_here = model.name in {each["name"] for each in await runner.resident()}
+    if is_here if keep_alive_s == 0 else not is_here or keep_alive_s is not None:
+        same = {"model": model.name, "keep_alive_s": keep_alive_s}
+        if model.kind == "embed":
+            asked = native(EmbedRequest, {**same, "texts": ["."]}, {})
+            job = embed_job(asked, call.ticket, call.options.timeout_s)
+        else:
+            least = native(TextRequest, {**same, "prompt": ".", "max_tokens": 1, "seed": 0}, {})
+            (job,) = text_jobs(least, call.ticket, call.options.timeout_s)
+        await last_event(runner.run(job))
+    return "unload" if keep_alive_s == 0 else "load"
 
 
 async def chat(request: OllamaChat, call: Call) -> Response:

@@ -11,7 +11,7 @@ import ollama
 import pytest
 from starlette.applications import Starlette
 
-from jobs import TextJob
+from jobs import EmbedJob, Job, TextJob
 from tests.api.fakes import RESIDENT, FakeRunner
 
 Runners = dict[str, FakeRunner]
@@ -56,9 +56,22 @@ async def test_generate_streams_lines(llama: ollama.AsyncClient) -> None:
     assert pieces[-1].eval_count == 2
 
 
-async def test_an_empty_prompt_only_asks_for_the_model(llama: ollama.AsyncClient, runners: Runners) -> None:
-    assert (await llama.generate(model="fake")).done_reason == "load"
-    assert not runners["text"].jobs
+@pytest.mark.parametrize(("model", "kind"), [("fake", TextJob), ("fake-embed", EmbedJob)])
+async def test_an_empty_prompt_moves_the_model(
+    llama: ollama.AsyncClient, runners: Runners, monkeypatch: pytest.MonkeyPatch, model: str, kind: type[Job]
+) -> None:
+    monkeypatch.setattr("tests.api.fakes.RESIDENT", {})
+    jobs = runners["text"].jobs
+    assert (await llama.generate(model=model, keep_alive=0)).done_reason == "unload"
+    assert not jobs, "it is not in memory"
+    assert (await llama.generate(model=model)).done_reason == "load"
+    assert (type(jobs[-1]), jobs[-1].model, jobs[-1].keep_alive_s) == (kind, model, None)
+    monkeypatch.setattr("tests.api.fakes.RESIDENT", {model: 300.0})
+    assert (await llama.generate(model=model)).done_reason == "load"
+    assert len(jobs) == 1, "it is there already"
+    assert (await llama.generate(model=model, keep_alive="10m")).done_reason == "load"
+    assert (await llama.generate(model=model, keep_alive=0)).done_reason == "unload"
+    assert [job.keep_alive_s for job in jobs[1:]] == [600, 0]
 
 
 async def test_chat(llama: ollama.AsyncClient, runners: Runners) -> None:
