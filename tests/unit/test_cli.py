@@ -91,6 +91,29 @@ def test_doctor_fails_on_what_keeps_the_service_from_working(monkeypatch: pytest
 
 
 @pytest.mark.parametrize(
+    ("family", "source", "said"),
+    [
+        ("text.decoder", "embedded:tiny-llama", "vLLM serves one model a runner, and the profile has a, b;"),
+        ("text.seq2seq", "embedded:tiny-llama", "b is an encoder-decoder, which vLLM does not serve;"),
+        ("text.decoder", "folder:/not/there", "folder:/not/there is not here"),
+    ],
+)
+def test_doctor_says_what_a_catalog_cannot_have(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, family: str, source: str, said: str
+) -> None:
+    first = {"family": "text.decoder", "source": "embedded:tiny-llama", "licence": "none"}
+    models = {"a": first, "b": {**first, "family": family, "source": source, "load": "use"}}
+    catalog = {"models": models, "profiles": {"default": {"text": ["a", "b"]}}}
+    (tmp_path / "mine.yaml").write_text(json.dumps(catalog))
+    monkeypatch.setenv("TRIPTYCH_PROFILE", str(tmp_path / "mine.yaml"))
+    monkeypatch.setenv("TRIPTYCH_TEXT_ENGINE", "vllm")
+    result = run("doctor", "--json")
+    assert result.exit_code == 1
+    bad = [each["said"] for each in json.loads(result.stdout)["findings"] if each["state"] == "bad"]
+    assert any(said in each for each in bad), bad
+
+
+@pytest.mark.parametrize(
     ("engine", "said"), [("auto", "quantized by awq, which only vLLM reads"), ("vllm", "not installed")]
 )
 def test_doctor_says_which_engine_cannot_read_a_model(
