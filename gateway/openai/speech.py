@@ -5,7 +5,7 @@ from __future__ import annotations
 import base64
 from collections.abc import AsyncGenerator
 from contextlib import aclosing
-from typing import Annotated, Any, Literal
+from typing import Annotated, Any, ClassVar, Literal
 
 from pydantic import Field, WithJsonSchema
 from starlette.responses import Response
@@ -14,7 +14,7 @@ from gateway.answers import result_of
 from gateway.doors import Call, Door, Wire, like, native
 from gateway.errors import error_body
 from gateway.explain import invalid
-from gateway.schemas import Seed, SpeechRequest
+from gateway.schemas import EncodedFile, SampleRate, Seed, SpeechRequest
 from gateway.speech import answer_speech, speech_job
 from gateway.streams import EVENT_STREAM, ClosingStream, peek, rejoin, sse
 from jobs import AudioChunk, Done, Event, JobError, SpeechResult
@@ -22,6 +22,8 @@ from jobs import AudioChunk, Done, Event, JobError, SpeechResult
 _MADE = {"type": "string", "enum": ["mp3", "opus", "flac", "wav", "pcm"]}
 Format = Annotated[Literal["mp3", "opus", "aac", "flac", "wav", "pcm"], WithJsonSchema(_MADE)]
 """OpenAI's; aac is refused in words of its own."""
+PCM_RATE = 24_000
+"""OpenAI's, which its clients play raw samples at."""
 
 
 class VoiceId(Wire):
@@ -33,6 +35,8 @@ class VoiceId(Wire):
 class SpeakRequest(Wire):
     """A text to say."""
 
+    file_fields: ClassVar[frozenset[str]] = frozenset({"voice_file"})
+
     input: str = like(SpeechRequest, "text")
     model: str | None = like(SpeechRequest, "model")
     voice: str | VoiceId | None = Field(
@@ -43,28 +47,46 @@ class SpeakRequest(Wire):
     stream_format: Literal["audio", "sse"] | None = Field(
         None, description="The sound itself, as it is made, or server-sent events with pieces of it."
     )
+    language: str | None = like(SpeechRequest, "language")
+    voice_file: EncodedFile = Field(
+        None,
+        description="A Bark preset of your own: .npz or .safetensors in base64, 4 MiB. It is taken before "
+        "`voice`, without which OpenAI's clients send nothing.",
+    )
     temperature: float | None = like(SpeechRequest, "temperature", default=None)
     seed: Seed = None
+    sample_rate: SampleRate = Field(
+        None, description="In Hz; left out, the model's own, and 24000 for pcm as OpenAI's is."
+    )
 
 
 async def speak(request: SpeakRequest, call: Call) -> Response:
     events = request.stream_format == "sse"
+    form = _format(request)
     fields: dict[str, Any] = {
         "text": request.input,
         "model": call.model_name(request.model, "speech"),
-        "voice": _voice(request, call),
+        "language": request.language,
+        "voice": None if request.voice_file else _voice(request, call),
+        "voice_file": request.voice_file,
         "temperature": request.temperature,
         "seed": request.seed,
-        "response_format": _format(request),
+        "response_format": form,
+        "sample_rate": request.sample_rate or (PCM_RATE if form == "pcm" else None),
         "stream": events or request.stream_format == "audio",
     }
     asked = native(SpeechRequest, fields, {"text": "input"})
     job = speech_job(asked, call.ticket, call.options.timeout_s)
     runner = call.runners["speech"]
-    if not events:
-        return await answer_speech(job, runner)
-    sound = runner.run(job)
-    content = _events(rejoin(await peek(sound), sound))
+    try:
+        if not events:
+            return await answer_speech(job, runner)
+        sound = runner.run(job)
+        content = _events(rejoin(await peek(sound), sound))
+    except JobError as error:
+        if error.param == "text":
+            error.param = "input"
+        raise
     return ClosingStream(content, EVENT_STREAM, {"X-Seed": str(job.seed)})
 
 

@@ -213,10 +213,11 @@ class FakeRunner:
 
 
 def failure(kind: str) -> JobError:
+    """`KIND`, and if the field at fault is not the model, `KIND param=FIELD`."""
     return JobError(
         ErrorKind[kind.split()[0].upper()],
         f"It is {kind}.",
-        param="model",
+        param=kind.partition("param=")[2] or "model",
         code="scripted",
         retry_after_s=2.5,
     )

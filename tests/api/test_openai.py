@@ -5,7 +5,7 @@ from __future__ import annotations
 import base64
 import json
 from collections.abc import AsyncIterator
-from typing import Any
+from typing import Any, Literal
 
 import httpx
 import httpx2
@@ -236,6 +236,39 @@ async def test_speech(ai: AsyncOpenAI, runners: Runners) -> None:
     assert isinstance(second, SpeechJob)
     assert (first.model, first.voice, first.seed, first.response_format) == ("fake-sound", "ada", 5, "wav")
     assert (second.voice, second.response_format, second.stream) == ("otto", "mp3", True)
+
+
+async def test_what_speech_needs_beside_openais_words_is_taken_too(
+    client: httpx.AsyncClient, ai: AsyncOpenAI, runners: Runners
+) -> None:
+    own = {"voice_file": "UEsDBA==", "language": "de", "sample_rate": 48_000}
+    await ai.audio.speech.create(model="tts-1", voice="alloy", input="vier", extra_body=own)
+    await client.post("/v1/audio/speech", data={"input": "vier"}, files={"voice_file": b"PK\x03\x04"})
+    first, second = runners["speech"].jobs
+    assert (first.voice_file, first.voice, first.language) == (b"PK\x03\x04", None, "de")
+    assert first.sample_rate == 48_000
+    assert (second.voice_file, second.text, second.sample_rate) == (b"PK\x03\x04", "vier", None)
+
+
+async def test_raw_samples_have_the_rate_that_openais_clients_play_them_at(
+    ai: AsyncOpenAI, runners: Runners
+) -> None:
+    asked: list[tuple[Literal["pcm", "wav"], dict[str, int]]]
+    asked = [("pcm", {}), ("pcm", {"sample_rate": 16_000}), ("wav", {})]
+    for form, more in asked:
+        await ai.audio.speech.create(
+            model="tts-1", voice="alloy", input="four", response_format=form, extra_body=more
+        )
+    assert [job.sample_rate for job in runners["speech"].jobs] == [24_000, 16_000, None]
+
+
+@pytest.mark.parametrize("form", ["audio", "sse", None])
+async def test_what_is_wrong_with_a_text_to_say_is_told_of_input(
+    client: httpx.AsyncClient, form: str | None
+) -> None:
+    body = {"input": "fail invalid param=text", "stream_format": form}
+    answer = await client.post("/v1/audio/speech", json=body)
+    assert (answer.status_code, answer.json()["error"]["param"]) == (400, "input")
 
 
 async def test_speech_as_events(client: httpx.AsyncClient) -> None:
