@@ -82,7 +82,7 @@ class Triptych(Gateway):
 
     @bentoml.on_startup
     async def greet(self) -> None:
-        self._greeting = asyncio.create_task(greet(self.readiness, f"http://{given.host}:{given.port}"))
+        self._greeting = asyncio.create_task(greet(self.readiness, given.url))
 
 
 open_doors(Triptych)

@@ -56,7 +56,7 @@ class Settings(BaseSettings):
     """Where the image runner is served on its own."""
     speech_runner_url: str | None = None
     """Where the speech runner is served on its own."""
-    runner_token: str | None = None
+    runner_token: Annotated[str | None, Field(pattern=r"^[!-~]*$")] = None
     """What a gateway shows to runners on other machines, and they ask for; the same for all of them."""
     runners: Annotated[str, Field(pattern=r"^((text|image|speech)(,(text|image|speech))*)?$")] = ""
     """Which runners this machine has, as in `text,image`; empty for those that have no address above."""
@@ -111,6 +111,11 @@ class Settings(BaseSettings):
             if info.data.get(f"{name}_runner_url") is not None:
                 raise ValueError(f"the {name} runner is not here but at {PREFIX}{name.upper()}_RUNNER_URL")
         return value
+
+    @property
+    def url(self) -> str:
+        """Where the service listens; an IPv6 address is in brackets."""
+        return f"http://{f'[{self.host}]' if ':' in self.host else self.host}:{self.port}"
 
     @property
     def store(self) -> str:

@@ -48,7 +48,11 @@ def bench(
     if unknown := set(names) - BODIES.keys():
         raise CommandError(f"There is no {', '.join(sorted(unknown))}: {', '.join(BODIES)}.", Exit.USAGE)
     options = settings()
-    place = (url or f"http://{options.host}:{options.port}").rstrip("/")
+    place = (url or options.url).rstrip("/")
+    try:
+        httpx.URL(place)
+    except httpx.InvalidURL as error:
+        raise CommandError(f"--url {place} is none: {error}.", Exit.USAGE) from None
     told = [_measured(place, key, name, requests, clients) for name in names]
     rows = [[each[column] for column in _COLUMNS] for each in told]
     show(told, as_json, table([f"{column.replace('_', ' ')} " for column in _COLUMNS], rows))

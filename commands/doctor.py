@@ -7,7 +7,6 @@ import importlib.util
 import os
 import platform
 import shutil
-import socket
 from collections.abc import Iterator
 from dataclasses import asdict, dataclass
 from pathlib import Path
@@ -17,6 +16,7 @@ import typer
 from rich.text import Text
 
 from commands.plan import as_data, runner_table
+from commands.serve import port_obstacle
 from commands.terminal import AsJson, Exit, gib, show, table
 from models.catalog import Modality, models_served
 from models.manifest import check
@@ -127,19 +127,17 @@ def _models(options: Settings) -> Iterator[Finding]:
 
 
 def _service(options: Settings) -> Iterator[Finding]:
-    with socket.socket() as probe:
-        probe.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
-        try:
-            probe.bind((options.host, options.port))
-            yield Finding("address", "good", f"{options.host}:{options.port} is free")
-        except OSError as error:
-            said = f"{options.host}:{options.port} cannot be had: {error.strerror}"
-            yield Finding("address", "fair", f"{said} (perhaps the service runs already)")
+    why = port_obstacle(options)
+    if why is None:
+        yield Finding("address", "good", f"{options.host}:{options.port} is free")
+    else:
+        said = f"{options.host}:{options.port} cannot be had: {why} (perhaps the service runs already)"
+        yield Finding("address", "fair", said)
     cache = Path(os.environ.get("HF_HOME", Path.home() / ".cache/huggingface"))
     at = next(each for each in (cache, *cache.parents) if each.exists())
     free = shutil.disk_usage(at).free
     yield Finding(
-        "disk", "good" if free > 20 << 30 else "fair", f"{gib(free)} free where models are kept, {cache}"
+        "disk", "good" if free > _FREE_DISK else "fair", f"{gib(free)} free where models are kept, {cache}"
     )
 
 

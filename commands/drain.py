@@ -19,7 +19,7 @@ def drain() -> None:
     What is at work goes on. For a preStop hook: SIGTERM comes next, and gives it TRIPTYCH_DRAIN_S to end.
     """
     options = settings()
-    url = f"http://{options.host}:{options.port}{DRAIN_ROUTE}"
+    url = f"{options.url}{DRAIN_ROUTE}"
     try:
         secret = server_secret(options.secret, Path(options.state_dir, "secret"))
         answer = httpx.post(url, headers={"Authorization": f"Bearer {hashed(DRAIN_ROUTE, secret)}"})

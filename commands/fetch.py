@@ -16,7 +16,7 @@ from commands.models import entry_of
 from commands.terminal import AsJson, CommandError, Exit, gib, say, show
 from models.catalog import Entry, Modality, catalog_of
 from models.footprint import measure
-from models.manifest import BrokenFileError, check, pickles, size_of, write_manifest
+from models.manifest import BrokenFileError, check, pickles, size_of, strays, write_manifest
 from models.resume import fetch_large
 from models.sources import (
     HubError,
@@ -78,6 +78,11 @@ def import_model(
     """
     if unsafe := pickles(folder):
         raise CommandError(f"{', '.join(unsafe[:3])}: pickled weights are refused; convert to safetensors.")
+    if others := strays(folder):
+        raise CommandError(
+            f"{', '.join(others[:3])}: links out of the folder, links to folders and what is no file are "
+            "refused; copy the files."
+        )
     if broken := check(folder):
         raise CommandError(f"{folder} is not whole: {'; '.join(broken)}.")
     try:

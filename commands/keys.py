@@ -55,6 +55,9 @@ def create(
 
     Limits that are not given do not exist; --route and --model may be given several times.
     """
+    for each in route or ():
+        if not each.startswith(("/", "*")):
+            raise CommandError(f"--route {each} is no path: /{each} would be.", Exit.USAGE)
     terms = _terms(
         routes=tuple(route or ()),
         models=tuple(model or ()),

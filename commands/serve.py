@@ -39,11 +39,10 @@ def serve(
     for modality in Modality:
         models_served(options.profile, modality)
     _refuse_a_taken_port(options)
-    url = f"http://{options.host}:{options.port}"
     what, target = "Triptych", "service:Triptych"
     if runner is not None:
         what, target = f"The {runner} runner", f"runners.{runner}:{runner.capitalize()}Runner"
-    say(f"{what} starts on {url} with the profile {options.profile}; /readyz says when it is up.")
+    say(f"{what} starts on {options.url} with the profile {options.profile}; /readyz says when it is up.")
     _name_files_by_their_whole_path(options)
     supervise(target, ROOT, options)
 
@@ -71,17 +70,23 @@ def _refuse_to_be_open(options: Settings, runner: Modality | None) -> None:
 
 def _refuse_a_taken_port(options: Settings) -> None:
     """Raises `CommandError`; the supervisor itself would say it in a traceback."""
+    if why := port_obstacle(options):
+        raise CommandError(
+            f"{options.host}:{options.port} cannot be listened on: {why}. HOST and PORT change it.",
+            Exit.USAGE,
+        )
+
+
+def port_obstacle(options: Settings) -> str | None:
+    """Why nobody can listen on HOST:PORT; None when one can."""
     family = socket.AF_INET6 if ":" in options.host else socket.AF_INET
     with socket.socket(family) as probe:
         probe.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
         try:
             probe.bind((options.host, options.port))
         except OSError as error:
-            raise CommandError(
-                f"{options.host}:{options.port} cannot be listened on: {error.strerror}. "
-                "HOST and PORT change it.",
-                Exit.USAGE,
-            ) from None
+            return error.strerror or str(error)
+    return None
 
 
 def _is_loopback(host: str) -> bool:

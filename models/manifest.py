@@ -115,6 +115,22 @@ def pickles(folder: Path) -> list[str]:
     return [str(file.relative_to(folder)) for file in _files(folder) if file.suffix.lower() in _PICKLES]
 
 
+def strays(folder: Path) -> list[str]:
+    """What below `folder` is no plain file or folder of its own: pipes, and links, but for those of a file to
+    another one in it or, of a snapshot in the hub's cache, to the files that the cache keeps beside it.
+    """
+    homes = [folder.resolve()]
+    if folder.parent.name == "snapshots":
+        homes.append(folder.resolve().parents[1] / "blobs")
+
+    def is_plain(each: Path) -> bool:
+        if each.is_symlink():
+            return each.is_file() and any(each.resolve().is_relative_to(home) for home in homes)
+        return each.is_file() or each.is_dir()
+
+    return [str(each.relative_to(folder)) for each in sorted(folder.rglob("*")) if not is_plain(each)]
+
+
 def _files(folder: Path) -> list[Path]:
     if folder.is_file():
         return [folder]

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import os
 import re
 from dataclasses import dataclass
@@ -31,12 +32,15 @@ class Machine:
     cards: tuple[Card, ...]
     cores: int
     memory_gib: float
-    """That this process may have: the machine's, or its container's."""
+    """That this process may have, as of cores: the machine's, or its container's."""
 
 
-def this_machine() -> Machine:
-    """The cards in CUDA_VISIBLE_DEVICES, else all that the driver shows; the cores and memory there are."""
-    return Machine(_cards(), len(os.sched_getaffinity(0)), _memory_gib())
+def this_machine(container: Path = Path("/sys/fs/cgroup")) -> Machine:
+    """The cards in CUDA_VISIBLE_DEVICES, else all that the driver shows; the cores and memory there are.
+
+    `container`: where the kernel tells of this one's limits.
+    """
+    return Machine(_cards(), _cores(container), _memory_gib(container))
 
 
 def described(gpus: str, machine: Machine) -> Machine:
@@ -99,10 +103,20 @@ def _card(index: int, handle: Any) -> Card:
     return Card(index, str(pynvml.nvmlDeviceGetName(handle)), int(memory.total) / GIB)
 
 
-def _memory_gib() -> float:
+def _cores(container: Path) -> int:
+    """More threads than a container's share of time (`docker run --cpus 2`) would wait for each other."""
+    cores = len(os.sched_getaffinity(0))
+    try:
+        share, period = map(int, (container / "cpu.max").read_text(encoding="ascii").split())
+    except (OSError, ValueError):  # no container, or one without a limit ("max 100000")
+        return cores
+    return max(1, min(cores, math.ceil(share / period)))
+
+
+def _memory_gib(container: Path) -> float:
     machine = os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES")
     try:
-        limit = int(Path("/sys/fs/cgroup/memory.max").read_text(encoding="ascii"))
+        limit = int((container / "memory.max").read_text(encoding="ascii"))
     except (OSError, ValueError):  # no container, or one without a limit ("max")
         limit = machine
     return min(machine, limit) / GIB

@@ -33,6 +33,7 @@ def test_it_tells_how_fast_each_endpoint_is(service: Served) -> None:
     ("arguments", "code", "said"),
     [
         (("video",), 2, "There is no video"),
+        (("text", "--url", "http://[::"), 2, "--url http://[:: is none"),
         (("text", "--url", f"http://127.0.0.1:{free_port()}"), 3, "cannot be reached"),
     ],
 )

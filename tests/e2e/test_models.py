@@ -132,7 +132,23 @@ def test_a_folder_is_imported_into_the_store(machine: Machine, tmp_path: Path) -
     arguments = ("models", "import", str(folder), "--name", "stored", "--family", "text.decoder")
     _, said = machine.run(*arguments, "--licence", "MIT", code=1)
     assert "pytorch_model.bin: pickled weights are refused" in said
-    (folder / "pytorch_model.bin").unlink()
+    (folder / "pytorch_model.bin").rename(tmp_path / "pytorch_model.bin")
+    for name, place in (("notes.txt", "/etc/passwd"), ("more", tmp_path), ("again", "."), ("gone", "gone")):
+        (folder / name).symlink_to(place)
+        _, said = machine.run(*arguments, "--licence", "MIT", code=1)
+        assert f"{name}: links" in said
+        (folder / name).unlink()
+    os.mkfifo(folder / "pipe")
+    _, said = machine.run(*arguments, "--licence", "MIT", code=1)
+    assert "pipe: links" in said
+    (folder / "pipe").unlink()
+    (folder / "same.safetensors").symlink_to(WEIGHTS)
+    (folder / "config.json").rename(folder / "config")
+    (folder / "config.json").write_text("[1]")
+    _, said = machine.run(*arguments, "--licence", "MIT", code=2)
+    assert "is no model of family text.decoder" in said
+    (folder / "config").rename(folder / "config.json")
+    (folder / "same.safetensors").unlink()
     made, _ = machine.run(*arguments, "--licence", "MIT", "--json")
     assert made["models"]["stored"]["source"] == "store:stored"
     assert made["models"]["stored"]["memory"]["parameters"] > 1_000_000

@@ -3,6 +3,9 @@
 from __future__ import annotations
 
 import json
+import socket
+import threading
+from http.server import BaseHTTPRequestHandler, HTTPServer
 from pathlib import Path
 
 import pytest
@@ -72,6 +75,31 @@ def test_a_plan_that_does_not_fit_says_what_would(monkeypatch: pytest.MonkeyPatc
 )
 def test_a_wrong_plan_is_a_wrong_command_line(wrong: tuple[str, str]) -> None:
     assert run("plan", *wrong).exit_code == 2
+
+
+def test_an_ipv6_address_is_one_for_the_commands_too(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    asked: list[str] = []
+
+    class Drained(BaseHTTPRequestHandler):
+        def do_POST(self) -> None:
+            asked.append(self.path)
+            self.send_response(200)
+            self.end_headers()
+
+    class Server(HTTPServer):
+        address_family = socket.AF_INET6
+
+    with Server(("::1", 0), Drained) as server:
+        monkeypatch.setenv("HOST", "::1")
+        monkeypatch.setenv("PORT", str(server.server_port))
+        monkeypatch.setenv("TRIPTYCH_STATE_DIR", str(tmp_path))
+        told = {each["what"]: each["said"] for each in json.loads(run("doctor", "--json").stdout)["findings"]}
+        assert "Address already in use" in told["address"]
+        threading.Thread(target=server.serve_forever, daemon=True).start()
+        assert run("drain").exit_code == 0
+        server.shutdown()
+    assert asked == ["/drain"]
+    assert "is free" in run("doctor").stdout
 
 
 def test_doctor_tells_what_is_chosen_and_why() -> None:

@@ -53,7 +53,9 @@ def test_a_key_is_made_listed_and_revoked(state: Path) -> None:
     assert json.loads(run.invoke(app, ["keys", "list", "--json"]).stdout)[0]["revoked"]
 
 
-@pytest.mark.parametrize("option", [["--tokens", "-1"], ["--period", "week"], ["--concurrency", "0"]])
+@pytest.mark.parametrize(
+    "option", [["--tokens", "-1"], ["--period", "week"], ["--concurrency", "0"], ["--route", "v1/*"]]
+)
 def test_bad_terms_are_named(option: list[str]) -> None:
     refused = run.invoke(app, ["keys", "create", "ann", *option])
     assert refused.exit_code == 2

@@ -10,7 +10,7 @@ import yaml
 
 from models.catalog import Memory, Modality, models_served
 from runners.demand import Load, Want, want
-from runners.machine import Card, Machine, PlacementError, described, visible_cards
+from runners.machine import Card, Machine, PlacementError, described, this_machine, visible_cards
 from runners.placement import Placement, place, plan_for, seen_cards
 from runners.plan import Plan, make_plan
 from settings import Settings
@@ -323,6 +323,21 @@ def test_a_runner_sees_its_own_cards(
     assert visible_cards() == names
     if seen is not None:
         assert seen_cards(Placement("cuda:0", 0.5, 1, cards=(1,))) == seen
+
+
+@pytest.mark.parametrize(
+    ("limit", "cores"),
+    [("max 100000", None), ("100000 100000", 1), ("50000 100000", 1), ("9900000 100000", None)],
+)
+def test_a_container_has_the_cores_and_memory_that_it_is_given(
+    tmp_path: Path, limit: str, cores: int | None
+) -> None:
+    whole = this_machine(tmp_path / "nowhere")
+    (tmp_path / "cpu.max").write_text(f"{limit}\n")
+    (tmp_path / "memory.max").write_text(f"{2**30}\n")
+    found = this_machine(tmp_path)
+    assert found.cores == (cores or whole.cores)
+    assert (found.memory_gib, whole.memory_gib > 1) == (1.0, True)
 
 
 def test_machines_can_be_described() -> None:

@@ -52,6 +52,11 @@ def test_another_file_can_be_named(monkeypatch: pytest.MonkeyPatch, tmp_path: Pa
             "There is no setting TRIPTYCH_QUEUE_SIZ. Did you mean TRIPTYCH_QUEUE_SIZE?",
         ),
         ("TRIPTYCH_PORT", "70000", "The setting port (PORT): Input should be less than or equal to 65535."),
+        (
+            "TRIPTYCH_RUNNER_TOKEN",
+            "from-a-file\n",  # no header can have it, so that no runner would ever be reached
+            "The setting runner_token (TRIPTYCH_RUNNER_TOKEN): String should match pattern '^[!-~]*$'.",
+        ),
         ("TRIPTYCH_SETTINGS", "/nowhere.toml", "TRIPTYCH_SETTINGS names /nowhere.toml, which is not a file."),
     ],
 )
