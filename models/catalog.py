@@ -30,6 +30,8 @@ QUANTIZED = ("int8", "int4", "fp8")
 
 TAKES_LORAS = ("text.decoder", "text.seq2seq")
 """Beside all image families."""
+STEPS_BESIDE = ("speech.bark",)
+"""Families that on a CPU have lanes whose steps run on a second thread (`protocol.Lane.beside`)."""
 WHOLE_CALLS = {"text.embedder": "embed", "text.classifier": "classify"}
 """Families that answer a job by one stateless call, without an engine, and the kind of job."""
 

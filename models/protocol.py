@@ -28,12 +28,16 @@ class Lane:
     model: str
     stage: str
     shape: tuple[int, ...] = ()
+    beside: bool = False
+    """Whether its steps may run on a second thread while another lane's runs on the engine's; the two have
+    no row in common."""
 
 
 class Model(Protocol[J, R]):
     """One loaded model. `J` is its job, `R` its row: any object of the model's own, compared by identity.
 
-    `step`, `reserve` and `lane` run on the engine's thread; `prepare` and `finish` beside it, at once.
+    `step`, `reserve` and `lane` run on the engine's thread; `prepare`, `finish` and the `step` of a lane that
+    is `beside` run next to it, at once.
     """
 
     name: str

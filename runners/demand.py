@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass, replace
 
-from models.catalog import QUANTIZED, Entry, Memory, Modality
+from models.catalog import QUANTIZED, STEPS_BESIDE, Entry, Memory, Modality
 from models.footprint import FIRST_LENGTH, memory_of
 from models.precision import automatic
 from runners.machine import GIB
@@ -145,6 +145,8 @@ class Want:
     replicas: int = 1
     budget_gib: float = 0.0
     """Of weights in memory at once; the least recently used leave for others. 0 is without a bound."""
+    steps_at_once: int = 1
+    """On a CPU: of each process."""
 
     def parts(self, device: str) -> Parts:
         """What it cannot do without: on a card, text's cache is one request's, and it takes what is left.
@@ -197,4 +199,5 @@ def want(
         )
         for name, entry in entries.items()
     )
-    return Want(modality, loads, replicas, budget_gib)
+    beside = any(entry.family in STEPS_BESIDE for entry in entries.values())
+    return Want(modality, loads, replicas, budget_gib, steps_at_once=2 if beside else 1)

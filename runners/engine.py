@@ -1,7 +1,8 @@
 """In-flight batching: admit, step, retire, cancel. Knows no model and imports no torch.
 
-One thread owns every row and runs every step. Other threads speak to it through an inbox: callers of
-`submit` and `cancel`, and the pools in which models prepare and finish rows beside the steps.
+One thread owns every row and runs the steps. Other threads speak to it through an inbox: callers of
+`submit` and `cancel`, the pools in which models prepare and finish rows beside the steps, and the second
+thread of `runners.steps`.
 """
 
 from __future__ import annotations
@@ -15,14 +16,14 @@ from collections.abc import Callable, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from typing import Any
 
-from jobs import Done, Event, Failed, Job, JobError, Queued
-from models.protocol import Lane, Model, OutOfMemoryError
-from runners.failures import CANCELLED, CLOSING, INTERNAL, LATE, NO_MEMORY, isolated, no_such_model
-from runners.lanes import Lanes
+from jobs import Done, Event, Failed, Job, Queued
+from models.protocol import Model
+from runners.failures import CANCELLED, CLOSING, LATE, isolated, no_such_model
 from runners.metrics import EngineMetrics
 from runners.register import Register
 from runners.residency import Residency
 from runners.spans import end_job, step_span
+from runners.steps import Stepped, Steps
 from runners.stream import Stream
 from runners.ticket import Outcome, Pace, Ticket
 
@@ -58,11 +59,7 @@ class Engine:
         self._inbox: queue.SimpleQueue[Callable[[], None]] = queue.SimpleQueue()
         self._closed = False
         self._waiting: list[Ticket] = []
-        self._lanes: Lanes[Ticket] = Lanes(
-            cost=lambda ticket: ticket.model.cost(ticket.row),
-            budget=lambda ticket, lane: ticket.model.budget(lane),
-            runnable=lambda ticket: not ticket.stream.full,
-        )
+        self._steps = Steps(back=lambda steps: self._inbox.put(lambda: self._back(steps)))
         # Preparing may wait for a load, so every waiting job may have a thread; finishing burns a core.
         self._prepare_pool = ThreadPoolExecutor(queue_size, "prepare")
         self._finish_pool = ThreadPoolExecutor(finish_threads, "finish")
@@ -105,8 +102,8 @@ class Engine:
         self._register.close()
         self._inbox.put(self._close)
         self._thread.join()
-        self._prepare_pool.shutdown()
-        self._finish_pool.shutdown()
+        for each in (self._prepare_pool, self._finish_pool, self._steps):
+            each.shutdown()
 
     def resident(self) -> list[dict[str, Any]]:
         """The models in memory."""
@@ -152,11 +149,12 @@ class Engine:
                 self._read_inbox(wait=not stepped)
                 self._end_late()
                 self._admit()
-                taken = self._lanes.take()
-                stepped = taken is not None
-                if taken is not None:
-                    self._step(*taken)
-                    self._lanes.prune()
+                self._steps.begin_beside()
+                steps = self._steps.here()
+                for each in steps:
+                    self._stepped(each)
+                self._steps.prune()
+                stepped = bool(steps)
         except Exception:
             log.critical("The engine failed", exc_info=True)
             if self._on_crash is not None:
@@ -213,39 +211,28 @@ class Engine:
     def _queued(self, position: int) -> Queued:
         return Queued(position=position, wait_s=round(self._pace.predict_s(position), 1))
 
-    def _step(self, lane: Lane, tickets: list[Ticket]) -> None:
-        started = time.monotonic()
-        try:
-            events = tickets[0].model.step(lane, [ticket.row for ticket in tickets])
-        except OutOfMemoryError:
-            self._lanes.limit(lane, len(tickets) // 2)
-            self._split(lane, tickets, NO_MEMORY)
-            return
-        except JobError as error:  # one of the rows cannot go on, and its model says why
-            self._split(lane, tickets, Failed.of(error))
-            return
-        except Exception:
-            log.exception("A step of lane %s with %d rows failed", lane, len(tickets))
-            self._split(lane, tickets, INTERNAL)
-            return
-        elapsed_s = time.monotonic() - started
-        self._metrics.stepped(lane.stage, elapsed_s, len(tickets))
-        self._lanes.stepped(lane, tickets, elapsed_s)
-        for ticket, its_events in zip(tickets, events, strict=True):
-            step_span(ticket.span, lane.stage, len(tickets), elapsed_s)
-            self._advance(ticket, started, its_events)
+    def _back(self, steps: list[Stepped]) -> None:
+        """Rows are back from the second thread."""
+        self._steps.is_back(steps)
+        for stepped in steps:
+            self._stepped(stepped)
+        self._steps.prune()
 
-    def _split(self, lane: Lane, tickets: list[Ticket], failure: Failed) -> None:
-        """A failed step changed nothing: its halves run again, until the guilty row is alone."""
-        if len(tickets) == 1:
-            self._end(tickets[0], failure, Outcome.FAILED)
+    def _stepped(self, stepped: Stepped) -> None:
+        lane, tickets = stepped.lane, stepped.tickets
+        for ticket in tickets:
+            if ticket.ended:  # it was with the second thread then
+                self._release(ticket)
+        if isinstance(stepped.outcome, Failed):
+            self._end(tickets[0], stepped.outcome, Outcome.FAILED)
             return
-        half = len(tickets) // 2
-        self._step(lane, tickets[:half])
-        self._step(lane, tickets[half:])
+        self._metrics.stepped(lane.stage, stepped.elapsed_s, len(tickets))
+        for ticket, events in zip(tickets, stepped.outcome, strict=True):
+            step_span(ticket.span, lane.stage, len(tickets), stepped.elapsed_s)
+            if not ticket.ended:
+                self._advance(ticket, stepped.started, events)
 
     def _advance(self, ticket: Ticket, started: float, events: Sequence[Event]) -> None:
-        ticket.lane = None
         if ticket.first_step is None:
             ticket.first_step = started
             self._metrics.started(started - ticket.arrived)
@@ -254,9 +241,9 @@ class Engine:
         self._go_on(ticket)
 
     def _go_on(self, ticket: Ticket) -> None:
-        ticket.lane = ticket.model.lane(ticket.row)
-        if ticket.lane is not None:
-            self._lanes.add(ticket.lane, ticket)
+        lane = ticket.model.lane(ticket.row)
+        if lane is not None:
+            self._steps.add(lane, ticket)
         else:
             ticket.in_pool = True
             self._finish_pool.submit(self._finish, ticket)
@@ -283,9 +270,7 @@ class Engine:
         end_job(ticket.span, outcome)
         if ticket in self._waiting:
             self._waiting.remove(ticket)
-        if ticket.lane is not None:
-            self._lanes.remove(ticket.lane, ticket)
-            ticket.lane = None
+        self._steps.remove(ticket)
         if not ticket.in_pool and ticket.row is not None:
             self._release(ticket)
         ticket.stream.put(last)

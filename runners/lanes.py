@@ -61,7 +61,7 @@ class Lanes(Generic[T]):
     def take(self) -> tuple[Lane, list[T]] | None:
         """The next lane and the rows of its next step, longest unstepped first; None when none may step.
 
-        The rows stay in the lane until `stepped` says what became of them.
+        The rows stay in the lane until they `leave` it.
         """
         waiting = {queue.lane: self._waiting(queue) for queue in self._ring}
         ready = sum(1 for cost in waiting.values() if cost > 0)
@@ -80,11 +80,17 @@ class Lanes(Generic[T]):
                 queue.deficit_s += QUANTUM_S * max(MIN_SHARE, cost / average)
             self._ring.rotate(-1)
 
-    def stepped(self, lane: Lane, rows: list[T], elapsed_s: float) -> None:
-        """Takes rows that have stepped out of their lane, which pays for the time; `add` puts them back."""
+    def leave(self, lane: Lane, rows: list[T]) -> None:
+        """Takes rows that step, or have stepped, out of their lane; `add` puts them back."""
         queue = self._queues[lane]
         chosen = set(map(id, rows))
         queue.rows = deque(row for row in queue.rows if id(row) not in chosen)
+
+    def pay(self, lane: Lane, elapsed_s: float) -> None:
+        """Takes the time of a step from what its lane has been granted."""
+        queue = self._queues.get(lane)
+        if queue is None:  # it has been empty since, and owes nothing
+            return
         queue.deficit_s -= elapsed_s
         if queue.deficit_s <= 0:
             self._ring.remove(queue)
@@ -92,7 +98,8 @@ class Lanes(Generic[T]):
 
     def limit(self, lane: Lane, max_rows: int) -> None:
         """Remembers that a step of more rows ran out of memory, for as long as the lane lives."""
-        self._queues[lane].max_rows = max(1, max_rows)
+        if lane in self._queues:
+            self._queues[lane].max_rows = max(1, max_rows)
 
     def prune(self) -> None:
         """Forgets empty lanes, their debts too."""

@@ -8,7 +8,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field, replace
 
 from models.catalog import Entry, Modality, models_served
-from runners.demand import want
+from runners.demand import Want, want
 from runners.machine import GIB, Machine, PlacementError, this_machine, visible_cards
 from runners.plan import Plan, make_plan, threads_of_each
 from runners.seating import Seat
@@ -70,8 +70,8 @@ def place(
         return _told(seat, alone=len(plan.seats) == 1)
     if plan.problem and (settings.device == "cpu" or (settings.device == "auto" and not machine.cards)):
         log.warning("%s The runner tries all the same.", plan.problem)  # memory can be swapped, cards cannot
-        counts = [settings.processes(each) for each in settings.runners_here()]
-        return Placement("cpu", 0.0, threads_of_each(machine, counts, settings.cpu_threads), replica=replica)
+        threads = threads_of_each(machine, _wants(settings), settings.cpu_threads)
+        return Placement("cpu", 0.0, threads, replica=replica)
     raise PlacementError(plan.problem or f"TRIPTYCH_RUNNERS has no {modality} runner.")
 
 
@@ -87,7 +87,19 @@ def plan_for(
     `replicas` is what the settings say unless given.
     `vllm`: whether it is installed; None for what is so here.
     """
-    wants = [
+    wants = _wants(settings, replicas)
+    texts = models_served(settings.profile, Modality.TEXT)
+    spans = spans_of(texts, settings, installed=vllm)
+    made = make_plan(machine, wants, device=settings.device, cpu_threads=settings.cpu_threads, spans=spans)
+    seat = made.seat(Modality.TEXT)
+    if seat is None or not seat.cards:
+        return made
+    why = engine_note(seated_entries(seat, texts), settings, installed=vllm)
+    return replace(made, notes=(*made.notes, why)) if why else made
+
+
+def _wants(settings: Settings, replicas: Mapping[Modality, int] | None = None) -> list[Want]:
+    return [
         want(
             modality,
             entries,
@@ -97,14 +109,6 @@ def plan_for(
         for modality in Modality
         if modality in settings.runners_here() and (entries := models_served(settings.profile, modality))
     ]
-    texts = models_served(settings.profile, Modality.TEXT)
-    spans = spans_of(texts, settings, installed=vllm)
-    made = make_plan(machine, wants, device=settings.device, cpu_threads=settings.cpu_threads, spans=spans)
-    seat = made.seat(Modality.TEXT)
-    if seat is None or not seat.cards:
-        return made
-    why = engine_note(seated_entries(seat, texts), settings, installed=vllm)
-    return replace(made, notes=(*made.notes, why)) if why else made
 
 
 def seated_entries(seat: Seat, entries: Mapping[str, Entry]) -> dict[str, Entry]:

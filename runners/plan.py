@@ -47,7 +47,7 @@ def make_plan(
     """Places the wanted runners."""
     if wants and device == "cuda" and not machine.cards:
         return Plan(machine, problem="TRIPTYCH_DEVICE is cuda, but this machine shows no GPU.")
-    threads = threads_of_each(machine, [want.replicas for want in wants], cpu_threads)
+    threads = threads_of_each(machine, wants, cpu_threads)
     for state in _states(tuple(wants), machine, device, spans):
         if fit(state, machine, threads) is not None:
             seats = fit(_regained(state, wants, machine), machine, threads) or []
@@ -55,13 +55,16 @@ def make_plan(
     return Plan(machine, problem=_problem(wants, machine, device, spans))
 
 
-def threads_of_each(machine: Machine, processes: Sequence[int], asked: int = 0) -> int:
+def threads_of_each(machine: Machine, wants: Sequence[Want], asked: int = 0) -> int:
     """As asked; else all cores to one runner, half of them to each of several: they are seldom all busy.
 
-    `processes` of each runner: they share its part, for they are busy together.
+    A runner's processes share its part, for they are busy together; so do the steps that it runs at once.
     """
-    part = machine.cores if len(processes) == 1 else machine.cores // 2
-    return asked or max(1, part // max(processes, default=1))
+    part = machine.cores if len(wants) == 1 else machine.cores // 2
+    shared = max((want.replicas for want in wants), default=1)
+    if len(wants) == 1:
+        shared *= wants[0].steps_at_once
+    return asked or max(1, part // shared)
 
 
 @dataclass(frozen=True, slots=True)

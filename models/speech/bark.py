@@ -124,7 +124,9 @@ class Bark:
 
     def lane(self, row: Row) -> Lane | None:
         stage = row.stage
-        return None if stage is None else Lane(self.name, stage, (_bank(row),))
+        if stage is None:
+            return None
+        return Lane(self.name, stage, (_bank(row),), beside=self._lanes.beside(stage))
 
     def cost(self, row: Row) -> float:
         """Its utterances that share the next step."""

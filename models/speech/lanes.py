@@ -87,6 +87,11 @@ class Lanes:
         """Rows that one step takes. What runs row by row has nothing to gain from company."""
         return self.rows if batched(stage) else 1
 
+    def beside(self, stage: Stage) -> bool:
+        """Whether a stage's steps run next to those of another: on a CPU, where token-making steps are too
+        small for more than one core, the two that make sound of tokens, row by row."""
+        return stage in (Stage.FINE, Stage.CODEC) and self.semantic.transformer.device.type == "cpu"
+
     @torch.inference_mode()
     def run(self, stage: Stage, bank: Bank, slots: Sequence[int], rows: Sequence[Utterance]) -> list[Commit]:
         """One step of a lane: `rows` are in `slots` of `bank`.

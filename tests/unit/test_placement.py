@@ -70,6 +70,13 @@ def test_without_a_card_threads_and_memory_are_dealt_out() -> None:
     assert make_plan(machine(), STANDARD, cpu_threads=3).seats[0].cpu_threads == 3
 
 
+def test_a_runner_that_steps_twice_at_once_has_half_of_the_threads_for_each() -> None:
+    alone = [want(SPEECH, models_served("standard", SPEECH))]
+    assert make_plan(machine(cores=8, memory_gib=64), alone).seats[0].cpu_threads == 4
+    assert make_plan(machine(cores=1), alone).seats[0].cpu_threads == 1
+    assert {seat.cpu_threads for seat in make_plan(machine(cores=8, memory_gib=64), STANDARD).seats} == {4}
+
+
 def test_texts_cache_gets_what_is_left() -> None:
     plan = make_plan(machine(24), STANDARD)
     text, image, speech = plan.seats
