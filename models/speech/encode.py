@@ -151,14 +151,20 @@ def encode_audio(sound: NDArray[np.float32], sample_rate: int, response_format: 
 
 
 def stream_header(sample_rate: int) -> bytes:
-    """The head of a WAV whose length is not known yet: 16-bit mono, both sizes 0xFFFFFFFF as streams have."""
-    unknown = 0xFFFFFFFF
+    """The head of a WAV whose length is not known yet: 16-bit mono, both sizes 0xFFFFFFFF as streams have.
+
+    It says that the speech is synthetic, in the chunk before the samples, as a whole file does.
+    """
     form = struct.pack("<HHIIHH", 1, 1, sample_rate, 2 * sample_rate, 2, 16)
-    return (
-        struct.pack("<4sI4s4sI", b"RIFF", unknown, b"WAVE", b"fmt ", 16)
-        + form
-        + struct.pack("<4sI", b"data", unknown)
-    )
+    note = NOTE.encode("ascii") + b"\0"
+    info = b"INFO" + _chunk(b"ICMT", note)
+    unknown = struct.pack("<I", 0xFFFFFFFF)
+    return b"RIFF" + unknown + b"WAVE" + _chunk(b"fmt ", form) + _chunk(b"LIST", info) + b"data" + unknown
+
+
+def _chunk(name: bytes, data: bytes) -> bytes:
+    """One of a RIFF file's, filled up to an even length."""
+    return name + struct.pack("<I", len(data)) + data + bytes(len(data) % 2)
 
 
 def _fix_ogg_serial(data: bytes) -> bytes:

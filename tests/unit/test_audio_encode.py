@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import io
 import struct
+import wave
 from typing import get_args
 
 import numpy as np
@@ -81,14 +82,16 @@ def test_long_sounds_are_encoded() -> None:
     assert soundfile.info(io.BytesIO(data)).duration == 60
 
 
-def test_a_stream_is_a_wav_of_unknown_length() -> None:
+def test_a_stream_is_a_wav_of_unknown_length_that_says_it_is_synthetic() -> None:
     sound = make_sound()
-    streamed = stream_header(RATE) + to_pcm(sound)
-    assert streamed[:4] + streamed[8:16] == b"RIFFWAVEfmt "
-    assert struct.unpack_from("<I", streamed, 4) == struct.unpack_from("<I", streamed, 40) == (0xFFFFFFFF,)
-    read, rate = soundfile.read(io.BytesIO(streamed), dtype="int16")
-    assert rate == RATE
-    assert read.tobytes() == encode_audio(sound, RATE, "pcm")
+    head = stream_header(RATE)
+    assert head[:4] + head[8:16] == b"RIFFWAVEfmt "
+    assert head[4:8] == head[-4:] == b"\xff" * 4
+    with soundfile.SoundFile(io.BytesIO(head + to_pcm(sound))) as file:
+        assert (file.samplerate, file.comment) == (RATE, NOTE)
+        assert file.read(dtype="int16").tobytes() == encode_audio(sound, RATE, "pcm")
+    with wave.open(io.BytesIO(head + to_pcm(sound))) as plain:  # a reader that looks for chunks, and no more
+        assert plain.readframes(len(sound)) == to_pcm(sound)
 
 
 def test_loud_sounds_are_made_quieter_and_never_clip() -> None:

@@ -80,8 +80,9 @@ def test_a_streams_pieces_are_one_file(chosen: AudioFormat, sample_rate: int) ->
     whole = b"".join(made(chosen, streamed=False, sample_rate=sample_rate)[0])
     if chosen in ("ogg", "opus"):
         assert b"".join(pieces) == whole
-    with soundfile.SoundFile(io.BytesIO(whole)) as file:
-        assert file.comment == NOTE
+    for data in (whole, b"".join(pieces)):
+        with soundfile.SoundFile(io.BytesIO(data)) as file:
+            assert file.comment == NOTE
 
 
 def test_there_is_one_wav_header_for_a_stream() -> None:
