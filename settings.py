@@ -56,7 +56,7 @@ class Settings(BaseSettings):
     """Where the image runner is served on its own."""
     speech_runner_url: str | None = None
     """Where the speech runner is served on its own."""
-    runner_token: Annotated[str | None, Field(pattern=r"^[!-~]*$")] = None
+    runner_token: Annotated[str | None, Field(pattern=r"^([!-~]([ -~]*[!-~])?)?$")] = None
     """What a gateway shows to runners on other machines, and they ask for; the same for all of them."""
     runners: Annotated[str, Field(pattern=r"^((text|image|speech)(,(text|image|speech))*)?$")] = ""
     """Which runners this machine has, as in `text,image`; empty for those that have no address above."""

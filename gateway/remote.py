@@ -8,6 +8,7 @@ from __future__ import annotations
 import asyncio
 import socket
 from collections.abc import AsyncGenerator, Mapping, Sequence
+from http import HTTPStatus
 from ipaddress import ip_address
 from typing import Any
 from urllib.parse import urlsplit, urlunsplit
@@ -17,6 +18,7 @@ import aiohttp
 LOOK_UP_S = 5.0
 """How often names are looked up: replicas come and go."""
 CONNECT_S = 2.0
+WRONG_TOKEN = "It does not take this gateway's token: TRIPTYCH_RUNNER_TOKEN must be the same on both."
 
 
 class RemoteRunner:
@@ -42,7 +44,12 @@ class RemoteRunner:
         return await self._call("cancel", {"id": id})
 
     async def state(self) -> dict[str, Any]:
-        return await self._call("state", {})
+        try:
+            return await self._call("state", {})
+        except aiohttp.ClientResponseError as error:
+            if error.status != HTTPStatus.UNAUTHORIZED:
+                raise
+            return {"state": "down", "why": WRONG_TOKEN}
 
     async def voices(self) -> list[dict[str, str]]:
         return await self._call("voices", {})

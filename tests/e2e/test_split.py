@@ -2,16 +2,19 @@
 
 from __future__ import annotations
 
+import asyncio
 import os
 import signal
 import sys
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
+from typing import Any
 
 import httpx
 import pytest
 
+from gateway.remote import WRONG_TOKEN, RemoteRunner
 from jobs import TextJob, encode_job
 from tests.e2e.collector import Collector
 from tests.e2e.process import Served, free_port, until
@@ -108,9 +111,18 @@ def _wants_the_token(runner: Served) -> None:
         for path, body in (("run", {"job": job}), ("state", {}), ("cancel", {"id": "a"})):
             answer = httpx.post(f"{runner.url}/{path}", json=body, headers=headers)
             assert (answer.status_code, answer.json()["error"]["code"]) == (401, "invalid_runner_token")
+    assert asyncio.run(_state_told(runner.url, "wrong")) == {"state": "down", "why": WRONG_TOKEN}
     right = {"Authorization": f"Bearer {TOKEN}"}
     assert '"done"' in httpx.post(f"{runner.url}/run", json={"job": job}, headers=right).text
     assert httpx.get(f"{runner.url}/readyz").status_code == 200
+
+
+async def _state_told(url: str, token: str) -> dict[str, Any]:
+    remote = RemoteRunner(url, token)
+    try:
+        return await remote.state()
+    finally:
+        await remote.close()
 
 
 def _shares_the_work(gateway: Served, runners: list[Served]) -> None:

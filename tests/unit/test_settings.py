@@ -55,7 +55,8 @@ def test_another_file_can_be_named(monkeypatch: pytest.MonkeyPatch, tmp_path: Pa
         (
             "TRIPTYCH_RUNNER_TOKEN",
             "from-a-file\n",  # no header can have it, so that no runner would ever be reached
-            "The setting runner_token (TRIPTYCH_RUNNER_TOKEN): String should match pattern '^[!-~]*$'.",
+            "The setting runner_token (TRIPTYCH_RUNNER_TOKEN): String should match "
+            "pattern '^([!-~]([ -~]*[!-~])?)?$'.",
         ),
         ("TRIPTYCH_SETTINGS", "/nowhere.toml", "TRIPTYCH_SETTINGS names /nowhere.toml, which is not a file."),
     ],
