@@ -7,9 +7,20 @@ from __future__ import annotations
 
 from typing import Any
 
-from jobs import Alternative, Constraint, FinishReason, TextDelta, TextJob, TextResult, TokenLogprob, ToolCall
+from jobs import (
+    Alternative,
+    Constraint,
+    ErrorKind,
+    FinishReason,
+    JobError,
+    TextDelta,
+    TextJob,
+    TextResult,
+    TokenLogprob,
+    ToolCall,
+)
 from models.text.chat import Prompt, Prompter
-from models.text.constraint import bounded_schema
+from models.text.constraint import bounded_schema, refused
 from models.text.logprobs import LEAST
 
 
@@ -62,9 +73,11 @@ class Told:
         self._found: tuple[ToolCall, ...] = ()
 
     def take(self, output: Any) -> TextDelta | None:
-        """One of vLLM's outputs for the job; the delta that a reader is told."""
+        """One of vLLM's outputs for the job; the delta that a reader is told. Raises `JobError`."""
         self._completion += len(output.token_ids)
         self._reason = output.finish_reason
+        if self._reason not in (None, "stop", "length"):
+            raise self._given_up()
         if output.logprobs:
             self._pending += self._read(output.token_ids, output.logprobs)
         fresh = str(output.text)
@@ -93,6 +106,12 @@ class Told:
             logprobs=None if self._job.logprobs is None else tuple(self._logprobs),
             tool_calls=self._found,
         )
+
+    def _given_up(self) -> JobError:
+        """vLLM ends a text by itself when it has outgrown its grammar."""
+        if self._prompt.constraint is not None:
+            return refused(self._prompt.constraint)
+        return JobError(ErrorKind.INTERNAL, "vLLM gave this request up; others are not affected.")
 
     def _read(self, tokens: Any, each: Any) -> list[TokenLogprob]:
         """vLLM tells the chosen token and the likeliest as one mapping; `rank` is 1 for the likeliest."""

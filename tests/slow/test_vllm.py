@@ -37,6 +37,7 @@ from models.text.decoder import Decoder, load
 from models.text.vllm import VllmOptions, VllmText
 from tests.e2e.process import Served, until
 from tests.unit.test_text_loras import write_lora
+from tests.unit.test_text_requests import WIDE, json_of
 
 pytestmark = [
     pytest.mark.skipif(importlib.util.find_spec("vllm") is None, reason="vllm is not in this environment"),
@@ -223,6 +224,15 @@ async def test_both_engines_follow_the_same_grammar(
     with pytest.raises(JobError) as refused:
         await answer(vllm, job("bad", "x", constraint=Constraint(kind="regex", value="(red")))
     assert refused.value.param == "response_format"
+
+
+async def test_a_text_that_outgrows_its_grammar_ends_alone(vllm: VllmText) -> None:
+    beside = asyncio.create_task(answer(vllm, job("beside", "Once upon a time")))
+    wide = json_of({"type": "object", "anyOf": WIDE})
+    with pytest.raises(JobError) as refused:
+        await answer(vllm, job("wide", "x", constraint=wide))
+    assert (refused.value.kind, refused.value.param) == (ErrorKind.INVALID, "response_format")
+    assert (await beside)[1].finish_reason in ("stop", "length")
 
 
 async def test_seed_decides(vllm: VllmText) -> None:
