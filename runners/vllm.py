@@ -12,7 +12,8 @@ from typing import Any
 from jobs import Done, ErrorKind, Failed, Job, JobError, TextJob
 from models.catalog import Entry
 from models.loading import LoadError, spec_of
-from models.text.vllm import VllmOptions, VllmText
+from models.text.vllm import VllmText
+from models.text.vllm_options import VllmOptions
 from runners.failures import CLOSING, INTERNAL, no_such_model
 from runners.hosting import crash
 from runners.metrics import EngineMetrics
@@ -38,17 +39,23 @@ def vllm_backend(
 ) -> VllmBackend:
     """Starts vLLM on the one text model of the profile. Raises `models.loading.LoadError`."""
     ((name, entry),) = entries.items()
-    how = VllmOptions(
+    end_together()
+    try:
+        return VllmBackend(
+            VllmText(spec_of(name, entry, placement.device), vllm_options(placement, options)), metrics
+        )
+    except (ImportError, ValueError) as error:
+        raise LoadError(f"vLLM cannot serve {name}: {error}") from error
+
+
+def vllm_options(placement: Placement, options: Settings) -> VllmOptions:
+    """What the plan gives it: a part of each of its cards, which share the model; or threads of a CPU."""
+    return VllmOptions(
         max_waiting=options.queue_size,
         gpu_memory_fraction=placement.gpu_memory_fraction or 0.9,
         cpu_threads=max(1, placement.cpu_threads - 1),
         tensor_parallel=max(1, len(placement.cards)),
     )
-    end_together()
-    try:
-        return VllmBackend(VllmText(spec_of(name, entry, placement.device), how), metrics)
-    except (ImportError, ValueError) as error:
-        raise LoadError(f"vLLM cannot serve {name}: {error}") from error
 
 
 def end_together() -> None:

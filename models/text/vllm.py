@@ -25,27 +25,12 @@ from jobs import Done, ErrorKind, Event, JobError, TextJob
 from models.protocol import ModelSpec
 from models.text.chat import Prompt, Prompter, end_tokens
 from models.text.constraint import checked
-from models.text.vllm_loras import VllmLoras, lora_args
-from models.text.vllm_weights import weights_args
+from models.text.vllm_loras import VllmLoras
+from models.text.vllm_options import VllmOptions, engine_args
 from models.text.vllm_words import Told, sampling_params
 
 ABORT_AGAIN_S = 0.02
 NICE = 10
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class VllmOptions:
-    """How much of the machine the engine takes."""
-
-    max_waiting: int = 64
-    """Jobs beyond those being run; more are refused."""
-    gpu_memory_fraction: float = 0.9
-    cpu_cache_gib: int = 1
-    """Memory for keys and values on a CPU."""
-    cpu_threads: int = 1
-    """Of its arithmetic on a CPU; two more of its processes spin while they wait for each other."""
-    tensor_parallel: int = 1
-    """GPUs that share the model."""
 
 
 @dataclass(slots=True)
@@ -60,10 +45,10 @@ class VllmText:
 
     def __init__(self, spec: ModelSpec, options: VllmOptions | None = None) -> None:
         """Raises `ValueError` for a quantization that this vLLM has not."""
-        weights_args(spec)
+        self._options = options or VllmOptions()
+        engine_args(spec, self._options)
         self.name = spec.name
         self._spec = spec
-        self._options = options or VllmOptions()
         self._engine: Any = None
         self._prompter: Prompter | None = None
         self._loras = VllmLoras(spec.loras)
@@ -214,17 +199,10 @@ class VllmText:
         from vllm.engine.arg_utils import AsyncEngineArgs
         from vllm.v1.engine.async_llm import AsyncLLM
 
-        # Compiling on a CPU needs a C compiler at run time, which a server has not.
-        memory = {} if on_cpu else {"gpu_memory_utilization": self._options.gpu_memory_fraction}
         return AsyncLLM.from_engine_args(
             AsyncEngineArgs(
-                **weights_args(self._spec, capability=_capability()),
-                max_num_seqs=self._spec.max_rows,
-                tensor_parallel_size=self._options.tensor_parallel,
+                **engine_args(self._spec, self._options, capability=_capability()),
                 structured_outputs_config=StructuredOutputsConfig(backend="guidance"),
-                enforce_eager=on_cpu,
-                **lora_args(self._spec.loras),
-                **memory,
             )
         )
 

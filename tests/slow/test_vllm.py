@@ -34,7 +34,8 @@ from jobs import (
 )
 from models.protocol import ModelSpec
 from models.text.decoder import Decoder, load
-from models.text.vllm import VllmOptions, VllmText
+from models.text.vllm import VllmText
+from models.text.vllm_options import VllmOptions
 from tests.e2e.process import Served, until
 from tests.unit.test_text_loras import write_lora
 from tests.unit.test_text_requests import WIDE, json_of
@@ -233,6 +234,27 @@ async def test_a_text_that_outgrows_its_grammar_ends_alone(vllm: VllmText) -> No
         await answer(vllm, job("wide", "x", constraint=wide))
     assert (refused.value.kind, refused.value.param) == (ErrorKind.INVALID, "response_format")
     assert (await beside)[1].finish_reason in ("stop", "length")
+
+
+async def test_what_a_key_has_asked_quickens_only_its_own_prompts(
+    vllm: VllmText, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    from vllm.v1.engine.async_llm import AsyncLLM  # pyright: ignore[reportMissingImports]
+
+    cached: list[int] = []
+    generate: Any = AsyncLLM.generate
+
+    async def watched(*args: Any, **options: Any) -> AsyncGenerator[Any]:
+        async for output in generate(*args, **options):
+            cached.append(output.num_cached_tokens)
+            yield output
+
+    monkeypatch.setattr(AsyncLLM, "generate", watched)
+    prompt = "Once upon a time there was a red fox. " * 30
+    for i, key in enumerate(("ann", "ann", "bob")):
+        await answer(vllm, job(f"salt{i}", prompt, cache_salt=key, max_tokens=1))
+    assert cached[1] >= 128
+    assert (cached[0], cached[2]) == (0, 0)
 
 
 async def test_seed_decides(vllm: VllmText) -> None:

@@ -12,7 +12,8 @@ import pytest
 
 from jobs import Done, Message, TextJob, TextResult
 from models.protocol import ModelSpec
-from models.text.vllm import VllmOptions, VllmText
+from models.text.vllm import VllmText
+from models.text.vllm_options import VllmOptions
 from models.text.vllm_weights import weights_args
 
 pytestmark = [

@@ -5,14 +5,20 @@ from __future__ import annotations
 import asyncio
 import threading
 from collections.abc import AsyncIterator
+from dataclasses import replace
+from pathlib import Path
 from typing import Any
 
 import pytest
 from prometheus_client import CollectorRegistry
 
 from jobs import ErrorKind, Event, Failed, JobError, TextDelta, TextJob
+from models.protocol import ModelSpec
+from models.text.vllm_options import engine_args
 from runners.metrics import EngineMetrics
-from runners.vllm import VllmBackend
+from runners.placement import Placement
+from runners.vllm import VllmBackend, vllm_options
+from settings import Settings
 
 
 class Endless:
@@ -73,6 +79,20 @@ async def test_other_models_and_jobs_are_refused_with_the_field() -> None:
         backend.submit(other)
     assert (refused.value.kind, refused.value.param) == (ErrorKind.NOT_FOUND, "model")
     await asyncio.to_thread(backend.close)
+
+
+def test_it_takes_what_the_plan_gives() -> None:
+    settings = Settings.model_validate({"queue_size": 7})
+    cards = vllm_options(Placement("cuda:0", 0.4, 1, cards=(0, 1)), settings)
+    spec = ModelSpec(name="m", folder=Path("m"), device="cuda:0", dtype="bfloat16", max_rows=24)
+    told = engine_args(spec, cards)
+    assert (told["gpu_memory_utilization"], told["tensor_parallel_size"]) == (0.4, 2)
+    assert (told["max_num_seqs"], told["enforce_eager"], cards.max_waiting) == (24, False, 7)
+    assert "enable_lora" not in told
+    on_cpu = engine_args(replace(spec, device="cpu", loras=Path("loras")), cards)
+    assert (on_cpu["enforce_eager"], on_cpu["enable_lora"]) == (True, True)
+    assert "gpu_memory_utilization" not in on_cpu
+    assert vllm_options(Placement("cpu", 0, 4), settings).cpu_threads == 3
 
 
 async def _read(stream: Any) -> list[Event]:
