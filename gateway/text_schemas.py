@@ -22,6 +22,10 @@ from gateway.schemas import NO_NUL, KeepAlive, LoraSpec, Model, Seed, Strict, Ti
 from jobs import FinishReason
 
 MAX_TEXTS = 4
+MAX_TEXT_CHARS = 524_288
+"""What fills the longest context of the catalog's models; a request's body has a bound of its own."""
+MAX_MESSAGES = 1024
+MAX_TOOLS = 128
 MAX_SCHEMA_CHARS = 16384
 _TOOL_NAME = re.compile(r"[A-Za-z0-9_-]{1,64}")
 
@@ -79,7 +83,9 @@ class ChatMessage(Strict):
     """One turn of a conversation."""
 
     role: Literal["system", "user", "assistant", "tool"] = Field(description="Who says it.")
-    content: str = Field(max_length=32768, pattern=NO_NUL, description="What is said, in characters.")
+    content: str = Field(
+        max_length=MAX_TEXT_CHARS, pattern=NO_NUL, description="What is said, in characters."
+    )
     tool_calls: list[ToolCallSpec] = Field([], max_length=16, description="What an assistant asked for.")
     tool_call_id: str | None = Field(
         None, min_length=1, max_length=64, pattern=NO_NUL, description="The call that a tool answers."
@@ -132,7 +138,7 @@ class TextRequest(Strict, IODescriptor):
     prompt: str | None = Field(
         None,
         min_length=1,
-        max_length=32768,
+        max_length=MAX_TEXT_CHARS,
         pattern=NO_NUL,
         description="Text to continue, in characters. Give this or messages.",
         examples=["Why do leaves turn red in autumn?"],
@@ -140,7 +146,7 @@ class TextRequest(Strict, IODescriptor):
     messages: list[ChatMessage] | None = Field(
         None,
         min_length=1,
-        max_length=64,
+        max_length=MAX_MESSAGES,
         description="The conversation so far. Give this or prompt.",
     )
     model: Model = None
@@ -180,7 +186,7 @@ class TextRequest(Strict, IODescriptor):
     )
     loras: list[LoraSpec] = Field([], max_length=1, description="The adapter of this text alone.")
     response_format: TextFormat | None = Field(None, description="What the whole text must be.")
-    tools: list[ToolSpec] = Field([], max_length=32, description="Functions the model may ask for.")
+    tools: list[ToolSpec] = Field([], max_length=MAX_TOOLS, description="Functions the model may ask for.")
     tool_choice: Literal["auto", "none", "required"] = Field(
         "auto", description="required: the text must ask for one of the tools; none: it must not."
     )

@@ -15,7 +15,17 @@ from gateway.doors import Call, OnlyFalse, Wire, like
 from gateway.errors import ErrorResponse
 from gateway.explain import invalid
 from gateway.schemas import MOST_KEPT_S, NO_NUL, MaybeWhole, Seed
-from gateway.text_schemas import ChatMessage, JsonSchema, StopStrings, TextRequest, ToolName, ToolSpec
+from gateway.text_schemas import (
+    MAX_MESSAGES,
+    MAX_TEXT_CHARS,
+    MAX_TOOLS,
+    ChatMessage,
+    JsonSchema,
+    StopStrings,
+    TextRequest,
+    ToolName,
+    ToolSpec,
+)
 from jobs import JobError
 
 _DURATION = re.compile(r"(-?)(?:([0-9]{1,6})h)?(?:([0-9]{1,6})m)?(?:([0-9]{1,9}(?:[.][0-9]+)?)s?)?")
@@ -131,12 +141,14 @@ class OllamaGenerate(Asked):
 
     prompt: str | None = Field(
         None,
-        max_length=32768,
+        max_length=MAX_TEXT_CHARS,
         pattern=NO_NUL,
         description="What to answer, or with raw to continue.",
         examples=["What is a star?"],
     )
-    system: str | None = Field(None, max_length=32768, pattern=NO_NUL, description="How to answer it.")
+    system: str | None = Field(
+        None, max_length=MAX_TEXT_CHARS, pattern=NO_NUL, description="How to answer it."
+    )
     raw: bool | None = Field(None, description="Continue the prompt as it stands.")
 
 
@@ -181,11 +193,13 @@ class OllamaChat(Asked):
 
     messages: list[Turn] = Field(
         min_length=1,
-        max_length=64,
+        max_length=MAX_MESSAGES,
         description="The conversation so far.",
         examples=[[{"role": "user", "content": "What is a star?"}]],
     )
-    tools: list[ToolSpec] | None = Field(None, max_length=32, description="What the model may ask for.")
+    tools: list[ToolSpec] | None = Field(
+        None, max_length=MAX_TOOLS, description="What the model may ask for."
+    )
 
 
 class OllamaShow(Wire):

@@ -10,6 +10,9 @@ from gateway.doors import Call, OnlyFalse, OnlyTrue, Wire, like
 from gateway.explain import invalid
 from gateway.schemas import NO_NUL, LoraSpec, MaybeWhole, Model, Seed
 from gateway.text_schemas import (
+    MAX_MESSAGES,
+    MAX_TEXT_CHARS,
+    MAX_TOOLS,
     ChatMessage,
     FunctionSpec,
     JsonSchema,
@@ -33,7 +36,7 @@ class TextPart(Wire):
     """A piece of a message's text."""
 
     type: Literal["text"] = Field(description="Only text goes in.")
-    text: str = Field(max_length=32768, pattern=NO_NUL, description="What is said, in characters.")
+    text: str = Field(max_length=MAX_TEXT_CHARS, pattern=NO_NUL, description="What is said, in characters.")
 
 
 class ChatTurn(Wire):
@@ -149,7 +152,7 @@ class ChatRequest(Sampled):
     """A conversation to go on with, through the model's chat template."""
 
     messages: list[ChatTurn] = Field(
-        min_length=1, max_length=64, description="The conversation so far.", examples=[EXAMPLE]
+        min_length=1, max_length=MAX_MESSAGES, description="The conversation so far.", examples=[EXAMPLE]
     )
     max_completion_tokens: int | None = like(TextRequest, "max_tokens", default=None, examples=None)
     logprobs: bool | None = Field(None, description="Tell each token's log probability.")
@@ -157,7 +160,9 @@ class ChatRequest(Sampled):
         None, ge=0, le=20, description="With logprobs: tell those of this many likeliest."
     )
     response_format: AnswerFormat | None = Field(None, description="What the whole text must be.")
-    tools: list[ToolOffer] | None = Field(None, max_length=32, description="What the model may ask for.")
+    tools: list[ToolOffer] | None = Field(
+        None, max_length=MAX_TOOLS, description="What the model may ask for."
+    )
     tool_choice: Literal["auto", "none", "required"] | NamedTool | None = Field(
         None, description="Whether, or which, tool must be asked for."
     )

@@ -13,7 +13,7 @@ import sys
 import threading
 from collections import OrderedDict
 
-CPU_S = 2
+CPU_S = 1
 MEMORY_BYTES = 512 << 20
 PATIENCE_S = 60.0
 """By the clock: for a process that hardly gets a core."""

@@ -26,8 +26,8 @@ BOUNDS: list[tuple[type[BaseModel], str, list[Any], list[tuple[Any, str]]]] = [
     (
         TextRequest,
         "prompt",
-        ["x", "x" * 32768],
-        [("", "at least 1 "), ("x" * 32769, "at most 32768 ")],
+        ["x", "x" * 524_288],
+        [("", "at least 1 "), ("x" * 524_289, "at most 524288 ")],
     ),
     (
         TextRequest,
@@ -45,7 +45,7 @@ BOUNDS: list[tuple[type[BaseModel], str, list[Any], list[tuple[Any, str]]]] = [
     (TextRequest, "logprobs", [0, 20, None], [(-1, "at least 0."), (10**9, "at most 20.")]),
     (TextRequest, "n", [1, 4], [(0, "at least 1."), (10**9, "at most 4.")]),
     (TextRequest, "keep_alive_s", [-1, 86_400, None], [(-2, "at least -1."), (86_401, "at most 86400.")]),
-    (TextRequest, "tools", [[], [TOOL] * 32], [([TOOL] * 33, "at most 32 items")]),
+    (TextRequest, "tools", [[], [TOOL] * 128], [([TOOL] * 129, "at most 128 items")]),
     (TextRequest, "tool_choice", ["auto", "none", "required"], [("any", "'auto'")]),
     (TextRequest, "stop", ["x", ["a", "b", "c", "d"], "x" * 64, None], [(["a"] * 5, "at most 4 items")]),
     (TextRequest, "seed", [0, MAX_SEED, None], [(-1, "at least 0."), (MAX_SEED + 1, f"at most {MAX_SEED}.")]),
@@ -131,9 +131,9 @@ def test_nothing_is_taken_for_another_type(schema: type[BaseModel], field: str, 
 def test_exactly_one_of_prompt_and_messages() -> None:
     assert refusal(TextRequest, {})[2] == "missing_field"
     assert refusal(TextRequest, {"prompt": "x", "messages": [TURN]})[1] == "prompt"
-    assert TextRequest.model_validate({"messages": [TURN] * 64}).prompt is None
+    assert TextRequest.model_validate({"messages": [TURN] * 1024}).prompt is None
     assert refusal(TextRequest, {"messages": []})[1] == "messages"
-    assert refusal(TextRequest, {"messages": [TURN] * 65})[1] == "messages"
+    assert refusal(TextRequest, {"messages": [TURN] * 1025})[1] == "messages"
 
 
 @pytest.mark.parametrize(
