@@ -18,7 +18,7 @@ import aiohttp
 LOOK_UP_S = 5.0
 """How often names are looked up: replicas come and go."""
 CONNECT_S = 2.0
-WRONG_TOKEN = "It does not take this gateway's token: TRIPTYCH_RUNNER_TOKEN must be the same on both."
+REFUSED = "It does not take this gateway's token: TRIPTYCH_RUNNER_TOKEN must be the same on both."
 
 
 class RemoteRunner:
@@ -49,7 +49,7 @@ class RemoteRunner:
         except aiohttp.ClientResponseError as error:
             if error.status != HTTPStatus.UNAUTHORIZED:
                 raise
-            return {"state": "down", "why": WRONG_TOKEN}
+            return {"state": "down", "why": REFUSED}
 
     async def voices(self) -> list[dict[str, str]]:
         return await self._call("voices", {})

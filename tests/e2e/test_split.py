@@ -14,7 +14,7 @@ from typing import Any
 import httpx
 import pytest
 
-from gateway.remote import WRONG_TOKEN, RemoteRunner
+from gateway.remote import REFUSED, RemoteRunner
 from jobs import TextJob, encode_job
 from tests.e2e.collector import Collector
 from tests.e2e.process import Served, free_port, until
@@ -111,7 +111,7 @@ def _wants_the_token(runner: Served) -> None:
         for path, body in (("run", {"job": job}), ("state", {}), ("cancel", {"id": "a"})):
             answer = httpx.post(f"{runner.url}/{path}", json=body, headers=headers)
             assert (answer.status_code, answer.json()["error"]["code"]) == (401, "invalid_runner_token")
-    assert asyncio.run(_state_told(runner.url, "wrong")) == {"state": "down", "why": WRONG_TOKEN}
+    assert asyncio.run(_state_told(runner.url, "wrong")) == {"state": "down", "why": REFUSED}
     right = {"Authorization": f"Bearer {TOKEN}"}
     assert '"done"' in httpx.post(f"{runner.url}/run", json={"job": job}, headers=right).text
     assert httpx.get(f"{runner.url}/readyz").status_code == 200
