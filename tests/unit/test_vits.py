@@ -69,17 +69,24 @@ def job(text: str = "one two", **fields: Any) -> SpeechJob:
     return SpeechJob(text=text, **given)
 
 
-def say(vits: Vits, jobs: Sequence[SpeechJob]) -> tuple[list[SpeechResult], list[Event]]:
+def say(
+    vits: Vits, jobs: Sequence[SpeechJob], *, abreast: bool = False
+) -> tuple[list[SpeechResult], list[Event]]:
+    """Steps as many rows as the engine would in turn, or all of them `abreast`, as on a GPU."""
     rows: list[Row] = [vits.prepare(each) for each in jobs]
     assert all(vits.reserve(row) for row in rows)
+    started = list(rows)
     told: list[Event] = []
     while waiting := [row for row in rows if vits.lane(row) is not None]:
         lane = vits.lane(waiting[0])
         assert lane is not None
-        for events in vits.step(lane, [row for row in waiting if vits.lane(row) == lane]):
+        there = [row for row in waiting if vits.lane(row) == lane]
+        stepping = there if abreast else there[: round(vits.budget(lane) / vits.cost(there[0]))]
+        for events in vits.step(lane, stepping):
             told += events
-    results = [vits.finish(row) for row in rows]
-    for row in rows:
+        rows.sort(key=lambda row: row in stepping)
+    results = [vits.finish(row) for row in started]
+    for row in started:
         vits.release(row)
     return results, told
 
@@ -93,11 +100,16 @@ COMPANY = [job(), job("a much longer sentence than the others", seed=2), job("th
 
 
 def test_rows_sound_in_company_as_they_do_alone(vits: Vits) -> None:
-    together = [sound(result) for result in say(vits, COMPANY)[0]]
+    together = [sound(result) for result in say(vits, COMPANY, abreast=True)[0]]
     for each, one in zip(COMPANY, together, strict=True):
         alone = sound(say(vits, [each])[0][0])
         assert len(alone) == len(one) > 500
         np.testing.assert_allclose(one, alone, atol=1e-3)
+
+
+def test_on_a_cpu_they_are_the_same_bytes(vits: Vits) -> None:
+    together = [result.data for result in say(vits, COMPANY)[0]]
+    assert together == [say(vits, [each])[0][0].data for each in COMPANY]
 
 
 def test_the_same_seed_is_the_same_sound_and_another_is_another(vits: Vits) -> None:
