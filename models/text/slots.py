@@ -166,11 +166,11 @@ class SlotCache(Cache):
         try:
             for layer in self._slot_layers:
                 layer.grow(old_length)
-        except torch.OutOfMemoryError:
+        except RuntimeError as error:  # as which torch tells that a CPU has no more memory
             self.length = old_length
             for layer, (keys, values) in zip(self._slot_layers, kept, strict=True):
                 layer.keys, layer.values = keys, values
-            raise
+            raise torch.OutOfMemoryError(f"no memory for rows of {tokens} tokens") from error
 
     @torch.inference_mode()
     def clear(self, slot: int) -> None:

@@ -14,7 +14,8 @@ from transformers import AutoModelForCausalLM, AutoTokenizer
 from jobs import ErrorKind, Event, JobError, Message, TextDelta
 from models.protocol import ModelSpec
 from models.sources import EMBEDDED
-from models.text.decoder import CHUNK, Decoder, load
+from models.text.decoder import Decoder, load
+from models.text.forwards import CHUNK
 from models.text.row import Row
 from models.text.weights import load_checkpoint
 from tests.unit.decoding import advance, answer, finished, job, recorded, started

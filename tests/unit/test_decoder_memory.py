@@ -121,6 +121,22 @@ def test_the_cache_grows_and_keeps_what_it_holds() -> None:
     assert torch.equal(keys[1, :, 5], states[0, :, 0])
 
 
+@torch.inference_mode()
+def test_a_cache_that_cannot_grow_stays_as_it_is() -> None:
+    cache = SlotCache(2, slots=2, length=64, limit=10**12)
+    states = torch.randn(2, 3, 1, 8)
+    cache.place(torch.tensor([5, 64 + 7]), slots=None, longest=8)
+    for layer in range(2):
+        cache.update(states, states, layer)
+    with pytest.raises(torch.OutOfMemoryError):
+        cache.ensure(10**12)
+    assert cache.length == 64
+    cache.place(torch.tensor([cache.spare] * 2), slots=None, longest=64)
+    for layer in range(2):
+        keys, _ = cache.update(states, states, layer)
+        assert torch.equal(keys[1, :, 7], states[1, :, 0])
+
+
 # --- loading ------------------------------------------------------------------------------------------------
 
 
