@@ -110,6 +110,9 @@ def _models(options: Settings) -> Iterator[Finding]:
     offline = os.environ.get("HF_HUB_OFFLINE", "0") not in ("", "0")
     for modality in Modality:
         for name, entry in models_served(options.profile, modality).items():
+            for part in (entry.config, entry.loras):
+                if part and not part.startswith("hub:") and local_folder(part, entry) is None:
+                    yield Finding(name, "bad", f"{part} is not here")
             folder = local_folder(entry.source, entry)
             if folder is None and not entry.source.startswith("hub:"):
                 yield Finding(name, "bad", f"{entry.source} is not here")

@@ -47,11 +47,13 @@ def pull(names: Names = None, store: Store = False, as_json: AsJson = False) -> 
     results: list[dict[str, Any]] = []
     for name in wanted:
         entry = entry_of(catalog, name)
-        kind, _, place = entry.source.partition(":")
-        if kind != "hub":
+        for part in (entry.config, entry.loras):
+            if part and part.startswith("hub:"):
+                _fetch(name, part, entry)
+        if not entry.source.startswith("hub:"):
             say(f"{name} is {entry.source}: there is nothing to fetch.")
             continue
-        folder = _fetch(name, place, entry)
+        folder = _fetch(name, entry.source, entry)
         result: dict[str, Any] = {"name": name, "folder": str(folder), "bytes": size_of(folder)}
         if store:
             result["store"] = _copy_into_store(name, folder)
@@ -96,9 +98,10 @@ def import_model(
     show({"store": tag, "models": made}, as_json, text)
 
 
-def _fetch(name: str, place: str, entry: Entry) -> Path:
+def _fetch(name: str, source: str, entry: Entry) -> Path:
+    place = source.removeprefix("hub:")
     try:
-        if local_folder(entry.source, entry) is None:
+        if local_folder(source, entry) is None:
             files = files_to_download(place, entry)
             size = sum(file.file_size or 0 for file in files)
             _check_room(place, size)

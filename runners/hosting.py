@@ -185,8 +185,9 @@ class Runner:
         while True:
             try:
                 for entry in entries.values():
-                    if entry.load == "start":
-                        find_folder(entry.source, entry)
+                    parts = (entry.source, entry.config, entry.loras) if entry.load == "start" else ()
+                    for part in filter(None, parts):
+                        find_folder(part, entry)
             except LoadError as error:
                 whole = False
                 if self._state["why"] != str(error):

@@ -113,6 +113,23 @@ def test_a_gated_model_says_what_to_do_and_comes_with_a_token(machine: Machine) 
     machine.run("models", "pull", "llama", HF_TOKEN="hf_secret")  # noqa: S106
 
 
+def test_the_configuration_of_a_single_file_is_pulled_too(machine: Machine, tmp_path: Path) -> None:
+    catalog = tmp_path / "single.yaml"
+    catalog.write_text(
+        "models:\n"
+        "  one: {family: image.stable_diffusion, source: 'file:/one.safetensors', config: 'hub:owner/llama', "
+        "licence: MIT, loras: 'folder:/no/loras'}\n"
+        "profiles:\n  default: {image: [one]}\n",
+        encoding="utf-8",
+    )
+    machine.run("models", "pull", TRIPTYCH_PROFILE=str(catalog))
+    told, _ = machine.run("models", "list", "--json")
+    assert told[0]["folder"] is not None
+    told, _ = machine.run("doctor", "--json", code=1, TRIPTYCH_PROFILE=str(catalog))
+    bad = {each["said"] for each in told["findings"] if each["state"] == "bad"}
+    assert bad == {"file:/one.safetensors is not here", "folder:/no/loras is not here"}
+
+
 def test_what_cannot_be_pulled_is_one_line(machine: Machine) -> None:
     _, said = machine.run("models", "pull", "llama", code=3, HF_HUB_OFFLINE="1")
     assert said.count("\n") == 1
