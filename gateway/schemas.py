@@ -86,7 +86,7 @@ KeepAlive = Annotated[
         ge=-1,
         le=MOST_KEPT_S,
         description="Seconds that the model stays in memory after this: 0 not at all, -1 for good; left out, "
-        "as the catalog says.",
+        "as was said last, or as the catalog says.",
     ),
 ]
 

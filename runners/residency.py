@@ -30,6 +30,8 @@ class Place:
     size_bytes: int = 0
     keep_alive_s: float = -1.0
     """Seconds without a job after which it leaves; below 0 it stays until its room is needed."""
+    asked_s: float | None = None
+    """The same by the last job that said so, while the model is there."""
     model: Any = None
     users: int = 0
     last_used: float = 0.0
@@ -110,15 +112,16 @@ class Residency:
         return self._loaded(name, place)
 
     def give_back(self, name: str, keep_alive_s: float | None = None) -> None:
-        """Ends one borrow; `keep_alive_s` is from now on the model's, None leaves it as it was."""
+        """Ends one borrow; `keep_alive_s` is the model's until it leaves, None leaves it as it was."""
         place = self._places[name]
         with self._changed:
             place.users -= 1
             place.last_used = time.monotonic()
             if keep_alive_s is not None:
-                place.keep_alive_s = keep_alive_s
-            if place.users == 0 and place.keep_alive_s >= 0:
-                self._leave_later(name, place)
+                place.asked_s = keep_alive_s
+            stays_s = place.keep_alive_s if place.asked_s is None else place.asked_s
+            if place.users == 0 and stays_s >= 0:
+                self._leave_later(name, place, stays_s)
             self._changed.notify_all()
 
     def resident(self) -> list[dict[str, Any]]:
@@ -169,12 +172,12 @@ class Residency:
             self._leave(name)
         return True
 
-    def _leave_later(self, name: str, place: Place) -> None:
-        if place.keep_alive_s == 0:
+    def _leave_later(self, name: str, place: Place, stays_s: float) -> None:
+        if stays_s == 0:
             self._leave(name)
             return
-        place.leaves_at = time.monotonic() + place.keep_alive_s
-        place.timer = threading.Timer(place.keep_alive_s, self._time_is_up, (name,))
+        place.leaves_at = time.monotonic() + stays_s
+        place.timer = threading.Timer(stays_s, self._time_is_up, (name,))
         place.timer.daemon = True
         place.timer.start()
 
@@ -182,7 +185,7 @@ class Residency:
         place = self._places[name]
         if place.timer is not None:
             place.timer.cancel()
-        place.model = place.timer = place.leaves_at = None
+        place.model = place.timer = place.leaves_at = place.asked_s = None
         self._freed()
         log.info("%s has left memory", name)
 

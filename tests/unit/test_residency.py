@@ -160,6 +160,20 @@ def test_keep_alive_is_the_jobs_or_the_catalogs() -> None:
     assert shelf.models.resident()[0]["leaves_in_s"] is None
 
 
+def test_what_a_job_says_of_its_stay_holds_until_it_leaves() -> None:
+    shelf = Shelf("a")
+    shelf.use("a", keep_alive_s=30)
+    shelf.use("a")
+    (told,) = shelf.models.resident()
+    assert 0 < told["leaves_in_s"] <= 30
+    shelf.use("a", keep_alive_s=0)
+    assert shelf.resident == []
+    for _ in range(2):
+        shelf.use("a")
+        assert shelf.models.resident()[0]["leaves_in_s"] is None
+    assert shelf.loads == ["a", "a"], "who comes after does not load it each time"
+
+
 def test_a_model_that_cannot_be_loaded_blocks_no_other() -> None:
     shelf = Shelf("broken", "a")
     with pytest.raises(JobError) as failed:
