@@ -38,6 +38,8 @@ def test_a_pause_is_silence_without_a_click() -> None:
     assert silent.all()
     assert len(sound) == pytest.approx(2 * 8000 + 4800, abs=20)
     assert np.abs(np.diff(sound)).max() <= np.abs(np.diff(tone())).max() * 1.01
+    loud = np.ones(8000, np.float32)  # ends at its loudest
+    assert np.abs(np.diff(joined((loud, 0.3), (loud, 0.3)))).max() < 0.02
 
 
 def test_silence_that_the_pieces_bring_is_part_of_the_pause() -> None:
