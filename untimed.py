@@ -1,4 +1,4 @@
-"""A BentoML service without BentoML's request timer and request counter.
+"""A BentoML service without BentoML's request timer, request counter and spans.
 
 The timer is set for each request and never taken back: until it fires, long after the answer, it holds the
 request's context, 4 to 8 KB (measured). With the long timeouts that streams need, memory only grows. And it
@@ -6,6 +6,9 @@ waits for a first byte even when nothing is left that could send one. Deadlines 
 
 The counter makes a metric of every path that anybody asks for, there or not, and keeps it for good: 100
 requests of long unknown paths took 134 MB of files (measured). Our own metrics know only what exists.
+
+The spans are made for every piece of a stream, and nobody sees them (`tracing` has its own provider): a
+seventh of what it costs to send one (measured).
 """
 
 from __future__ import annotations
@@ -17,7 +20,7 @@ import attrs
 import bentoml
 from starlette.applications import Starlette
 
-_LEFT_OUT = ("TimeoutMiddleware", "RunnerTrafficMetricsMiddleware")
+_LEFT_OUT = ("TimeoutMiddleware", "RunnerTrafficMetricsMiddleware", "OpenTelemetryMiddleware")
 
 
 @attrs.define

@@ -18,19 +18,19 @@ from contextlib import aclosing
 from dataclasses import dataclass
 from typing import Any
 
-import psutil
+import torch
 from transformers import AutoTokenizer
 
 from jobs import Done, ErrorKind, Event, JobError, TextJob
 from models.protocol import ModelSpec
 from models.text.chat import Prompt, Prompter, end_tokens
 from models.text.constraint import checked
+from models.text.vllm_here import EngineHere
 from models.text.vllm_loras import VllmLoras
 from models.text.vllm_options import VllmOptions, engine_args
 from models.text.vllm_words import Told, sampling_params
 
 ABORT_AGAIN_S = 0.02
-NICE = 10
 
 
 @dataclass(slots=True)
@@ -41,7 +41,7 @@ class _Running:
 
 
 class VllmText:
-    """One model on vLLM's `AsyncLLM`. After the constructor it belongs to the event loop of `start`."""
+    """One model on vLLM's engine. After the constructor it belongs to the event loop of `start`."""
 
     def __init__(self, spec: ModelSpec, options: VllmOptions | None = None) -> None:
         """Raises `ValueError` for a quantization that this vLLM has not."""
@@ -61,17 +61,15 @@ class VllmText:
         return self._engine is not None and not self._engine.errored
 
     async def start(self) -> None:
-        """Loads the model in a process of vLLM's own: about a minute on a CPU."""
+        """Loads the model: up to a minute on a CPU."""
         self._engine = await asyncio.to_thread(self._make_engine)
-        if self._spec.device == "cpu":
-            _give_way()
         tokenizer = AutoTokenizer.from_pretrained(self._spec.folder, local_files_only=True)
         self._end_tokens = end_tokens(self._engine.model_config.try_get_generation_config(), tokenizer)
         context = int(self._engine.model_config.max_model_len)
         self._prompter = Prompter(tokenizer, model=self.name, context=context)
 
     async def close(self) -> None:
-        """Ends what still runs, then vLLM's process."""
+        """Ends what still runs, then vLLM's engine."""
         engine, self._engine = self._engine, None
         for job_id in list(self._running):
             self._end(job_id, JobError(ErrorKind.UNAVAILABLE, f"{self.name} is being stopped."), engine)
@@ -189,6 +187,7 @@ class VllmText:
         # Nothing leaves the machine; a fork of a process with threads (ours has torch's) can hang.
         os.environ["VLLM_NO_USAGE_STATS"] = "1"
         os.environ["VLLM_WORKER_MULTIPROC_METHOD"] = "spawn"
+        os.environ["VLLM_ENABLE_V1_MULTIPROCESSING"] = str(int(self._options.own_process))
         os.environ.setdefault("VLLM_LOGGING_LEVEL", "WARNING")
         if on_cpu:
             os.environ.setdefault("VLLM_CPU_KVCACHE_SPACE", str(self._options.cpu_cache_gib))
@@ -196,22 +195,18 @@ class VllmText:
             os.environ["OMP_NUM_THREADS"] = str(self._options.cpu_threads)
             os.environ.setdefault("VLLM_CPU_OMP_THREADS_BIND", "nobind")
         from vllm.config import StructuredOutputsConfig
-        from vllm.engine.arg_utils import AsyncEngineArgs
+        from vllm.engine.arg_utils import AsyncEngineArgs, EngineArgs
         from vllm.v1.engine.async_llm import AsyncLLM
+        from vllm.v1.engine.llm_engine import LLMEngine
 
-        return AsyncLLM.from_engine_args(
-            AsyncEngineArgs(
-                **engine_args(self._spec, self._options, capability=_capability()),
-                structured_outputs_config=StructuredOutputsConfig(backend="guidance"),
-            )
-        )
-
-
-def _give_way() -> None:
-    """vLLM's processes spin while they wait for each other. On two cores the gateway and this process may not
-    come to run beside them for long: a stream of 64 tokens comes all at once."""
-    for process in psutil.Process().children(recursive=True):
-        process.nice(NICE)
+        args = {
+            **engine_args(self._spec, self._options, capability=_capability()),
+            "structured_outputs_config": StructuredOutputsConfig(backend="guidance"),
+        }
+        if self._options.own_process:
+            return AsyncLLM.from_engine_args(AsyncEngineArgs(**args))
+        torch.set_num_threads(self._options.cpu_threads)
+        return EngineHere(LLMEngine.from_engine_args(EngineArgs(**args)))
 
 
 def _capability() -> int | None:

@@ -20,7 +20,9 @@ class VllmOptions:
     cpu_cache_gib: int = 1
     """Memory for keys and values on a CPU."""
     cpu_threads: int = 1
-    """Of its arithmetic on a CPU; two more of its processes spin while they wait for each other."""
+    """Of its arithmetic on a CPU."""
+    own_process: bool = True
+    """Whether it steps in a process of its own, which spins as it waits for this one; else on a thread."""
     tensor_parallel: int = 1
     """GPUs that share the model."""
 
