@@ -67,7 +67,7 @@ format: dev  ## Format the code
 
 test-slow: dev .venv-vllm/.done  ## Run the slow tests: vLLM on a CPU, the Bento from its store
 	$(BIN)/python -m pytest -m slow --ignore-glob "tests/slow/test_vllm*.py" --ignore tests/container
-	.venv-vllm/bin/python -m pytest tests/slow/test_vllm*.py
+	OMP_NUM_THREADS=1 .venv-vllm/bin/python -m pytest tests/slow/test_vllm*.py
 
 train-text: dev  ## Train the embedded text model anew
 	$(BIN)/python -m models.training.text --install

@@ -82,6 +82,15 @@ class Runner:
         """Loads the models and starts what steps them; on the loading thread."""
         raise NotImplementedError
 
+    def cpu_threads(
+        self,
+        entries: dict[str, Entry],  # noqa: ARG002 - for who overrides it
+        placement: Placement,
+        options: Settings,  # noqa: ARG002
+    ) -> int:
+        """Of a forward on a CPU."""
+        return placement.cpu_threads
+
     def warm_up_job(self, entries: dict[str, Entry]) -> Job | None:
         """A small real job, answered before the runner says ready; None where nothing takes one."""
         raise NotImplementedError
@@ -155,7 +164,7 @@ class Runner:
             placement = place(self.modality, options, replica=self.replica)
             use_own_cards(placement)
             watch_gpu_memory()
-            _share_cores(placement)
+            _share_cores(placement, self.cpu_threads(entries, placement, options))
             # It advises a package that fetches code from a hub at the import, and does without it as well.
             logging.getLogger("bitsandbytes.backends.cpu.ops").setLevel(logging.ERROR)
             entries = placement.applied(entries)
@@ -228,10 +237,10 @@ def crash() -> None:
     os._exit(CRASHED)
 
 
-def _share_cores(placement: Placement) -> None:
+def _share_cores(placement: Placement, threads: int) -> None:
     """Before torch is imported. Threads of runners that share the cores must not spin as they wait for each
     other; those of one alone should, for a small model's operations are shorter than a thread's waking."""
-    os.environ.setdefault("OMP_NUM_THREADS", str(placement.cpu_threads))
+    os.environ.setdefault("OMP_NUM_THREADS", str(threads))
     if not placement.alone:
         os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
 

@@ -57,6 +57,12 @@ class TextRunner(Runner):
         log.info("Text runs on transformers: %s", obstacle)
         return engine_over(models, metrics, texts, options)
 
+    def cpu_threads(self, entries: dict[str, Entry], placement: Placement, options: Settings) -> int:
+        """vLLM's spin on while they have nothing to do: one core is left to the gateway."""
+        texts = {name: entry for name, entry in entries.items() if entry.job_kind == "text"}
+        on_vllm = texts and vllm_obstacle(texts, placement.device, options) is None
+        return max(1, placement.cpu_threads - 1) if on_vllm else placement.cpu_threads
+
     def warm_up_job(self, entries: dict[str, Entry]) -> Job | None:
         if all(entry.job_kind != "text" for entry in entries.values()):
             return None

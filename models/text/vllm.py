@@ -18,7 +18,6 @@ from contextlib import aclosing
 from dataclasses import dataclass
 from typing import Any
 
-import torch
 from transformers import AutoTokenizer
 
 from jobs import Done, ErrorKind, Event, JobError, TextJob
@@ -205,7 +204,6 @@ class VllmText:
         }
         if self._options.own_process:
             return AsyncLLM.from_engine_args(AsyncEngineArgs(**args))
-        torch.set_num_threads(self._options.cpu_threads)
         return EngineHere(LLMEngine.from_engine_args(EngineArgs(**args)))
 
 

@@ -326,7 +326,8 @@ profiles:
 """
 
 
-def test_the_service_on_vllm_serves_its_benchmark(tmp_path: Path) -> None:
+def test_the_service_on_vllm_serves_its_benchmark(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.delenv("OMP_NUM_THREADS", raising=False)  # the service sees to it
     (tmp_path / "catalog.yaml").write_text(CATALOG)
     options = {"TRIPTYCH_PROFILE": str(tmp_path / "catalog.yaml"), "TRIPTYCH_TEXT_ENGINE": "vllm"}
     served = Served.triptych(tmp_path / "log", **options)

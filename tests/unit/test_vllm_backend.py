@@ -13,10 +13,12 @@ import pytest
 from prometheus_client import CollectorRegistry
 
 from jobs import ErrorKind, Event, Failed, JobError, TextDelta, TextJob
+from models.catalog import Entry
 from models.protocol import ModelSpec
 from models.text.vllm_options import engine_args
 from runners.metrics import EngineMetrics
 from runners.placement import Placement
+from runners.text import TextRunner
 from runners.vllm import VllmBackend, vllm_options
 from settings import Settings
 
@@ -92,7 +94,19 @@ def test_it_takes_what_the_plan_gives() -> None:
     on_cpu = engine_args(replace(spec, device="cpu", loras=Path("loras")), cards)
     assert (on_cpu["enforce_eager"], on_cpu["enable_lora"]) == (True, True)
     assert "gpu_memory_utilization" not in on_cpu
-    assert vllm_options(Placement("cpu", 0, 4), settings).cpu_threads == 3
+    assert cards.own_process
+    assert not vllm_options(Placement("cpu", 0, 4), settings).own_process
+
+
+def test_on_a_cpu_it_leaves_a_core_to_the_gateway(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("importlib.util.find_spec", lambda _: object())  # as if vLLM were here
+    entry = Entry(family="text.decoder", source="embedded:tiny-llama", licence="Apache-2.0")
+    threads = [
+        TextRunner.inner.cpu_threads(None, {"one": entry}, Placement("cpu", 0, cores), asked)
+        for asked in (Settings(text_engine="vllm"), Settings(text_engine="transformers"))
+        for cores in (4, 1)
+    ]
+    assert threads == [3, 1, 4, 1]
 
 
 async def _read(stream: Any) -> list[Event]:
