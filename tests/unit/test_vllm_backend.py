@@ -101,8 +101,9 @@ def test_it_takes_what_the_plan_gives() -> None:
 def test_on_a_cpu_it_leaves_a_core_to_the_gateway(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("importlib.util.find_spec", lambda _: object())  # as if vLLM were here
     entry = Entry(family="text.decoder", source="embedded:tiny-llama", licence="Apache-2.0")
+    runner: Any = None
     threads = [
-        TextRunner.inner.cpu_threads(None, {"one": entry}, Placement("cpu", 0, cores), asked)
+        TextRunner.inner.cpu_threads(runner, {"one": entry}, Placement("cpu", 0, cores), asked)
         for asked in (Settings(text_engine="vllm"), Settings(text_engine="transformers"))
         for cores in (4, 1)
     ]
