@@ -10,6 +10,12 @@ from gateway.health import Readiness
 logger = logging.getLogger("triptych.gateway")
 
 LOOK_EVERY_S = 0.5
+TRY = {
+    "image": """{"prompt": "a red circle on a blue background"}' -o circle.png""",
+    "speech": """{"text": "one two three four"}' -o four.wav""",
+    "text": """{"prompt": "Once upon a time"}'""",
+}
+"""What to send first, by runner; a picture is worth most."""
 
 
 async def greet(readiness: Readiness, url: str) -> None:
@@ -22,8 +28,6 @@ async def greet(readiness: Readiness, url: str) -> None:
                 said.add(line)
                 logger.error(line)
         await asyncio.sleep(LOOK_EVERY_S)
-    prompt = """'{"prompt": "a red circle on a blue background"}'"""
-    logger.info(
-        "Triptych is ready on %s. Try: curl %s/image -H 'Content-Type: application/json' -d %s -o circle.png",
-        *(url, url, prompt),
-    )
+    served = next((name for name in TRY if report["runners"].get(name, {}).get("state") == "ready"), None)
+    call = f"curl {url}/{served} -H 'Content-Type: application/json' -d '{TRY[served]}" if served else ""
+    logger.info("Triptych is ready on %s.%s", url, call and f" Try: {call}")
