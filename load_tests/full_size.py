@@ -98,7 +98,11 @@ def write_sd15(folder: Path, dtype: torch.dtype = torch.float32) -> Path:
 
 
 def write_tinyllama(folder: Path, dtype: torch.dtype = torch.bfloat16) -> Path:
-    """TinyLlama 1.1B in the hub's layout, 2.2 GB in bfloat16, with the embedded model's tokenizer."""
+    """TinyLlama 1.1B in the hub's layout, 2.2 GB in bfloat16.
+
+    With the embedded model's tokenizer, and a word for each token that it has not: random weights choose
+    those, and a token without text is no event of a stream.
+    """
     config = LlamaConfig(
         vocab_size=32_000,
         hidden_size=2048,
@@ -112,7 +116,9 @@ def write_tinyllama(folder: Path, dtype: torch.dtype = torch.bfloat16) -> Path:
     )
     torch.manual_seed(0)
     _any(LlamaForCausalLM)(config).to(dtype).save_pretrained(folder)
-    AutoTokenizer.from_pretrained(EMBEDDED / "tiny-llama").save_pretrained(folder)
+    tokenizer: Any = AutoTokenizer.from_pretrained(EMBEDDED / "tiny-llama")
+    tokenizer.add_tokens([f"word{number}" for number in range(len(tokenizer), config.vocab_size)])
+    tokenizer.save_pretrained(folder)
     return folder
 
 
