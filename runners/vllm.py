@@ -53,7 +53,6 @@ def vllm_options(placement: Placement, options: Settings) -> VllmOptions:
     return VllmOptions(
         max_waiting=options.queue_size,
         gpu_memory_fraction=placement.gpu_memory_fraction or 0.9,
-        cpu_threads=placement.cpu_threads,
         own_process=bool(placement.cards),
         tensor_parallel=max(1, len(placement.cards)),
     )

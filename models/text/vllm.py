@@ -191,7 +191,6 @@ class VllmText:
         if on_cpu:
             os.environ.setdefault("VLLM_CPU_KVCACHE_SPACE", str(self._options.cpu_cache_gib))
             # Its threads spin. Pinned to one of few cores they starve whom the system puts there too.
-            os.environ["OMP_NUM_THREADS"] = str(self._options.cpu_threads)
             os.environ.setdefault("VLLM_CPU_OMP_THREADS_BIND", "nobind")
         from vllm.config import StructuredOutputsConfig
         from vllm.engine.arg_utils import AsyncEngineArgs, EngineArgs

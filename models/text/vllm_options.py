@@ -19,8 +19,6 @@ class VllmOptions:
     gpu_memory_fraction: float = 0.9
     cpu_cache_gib: int = 1
     """Memory for keys and values on a CPU."""
-    cpu_threads: int = 1
-    """Of its arithmetic on a CPU, where it has a process of its own."""
     own_process: bool = True
     """Whether it steps in a process of its own, which spins as it waits for this one; else on a thread, with
     as many as OMP_NUM_THREADS said when torch was imported: vLLM has it fail where that changes later."""
